@@ -1,0 +1,25 @@
+//! Settings of the packet path as a whole.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Idle time-outs, in ticks of [`crate::clock`], by state of a flow. The index is the state's number in
+/// [`crate::affinity::state`].
+pub const TIMEOUTS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Settings {
+    /// Key of the flow hash; gateways that share an address must share it.
+    pub seed: u64,
+    /// Number of affinity buckets minus one; the number is a power of two.
+    pub affinity_mask: u32,
+    pub flags: u32,
+    pub timeouts: [u16; TIMEOUTS],
+}
+
+impl Settings {
+    /// Some service is on any port, or some service is `nat`: a second VIP lookup is needed.
+    pub const ANY_PORT: u32 = 1;
+    /// Some service is `dnat`: replies must be looked for.
+    pub const DNAT: u32 = 2;
+}
