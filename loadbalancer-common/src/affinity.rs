@@ -22,6 +22,8 @@ pub struct Bucket(pub [u64; BUCKET_ENTRIES]);
 
 /// State of a flow. The number is part of the layout and the index of its time-out.
 pub mod state {
+    use crate::net::tcp_flag;
+
     pub const FREE: u8 = 0;
     pub const UDP: u8 = 1;
     /// Only a SYN was seen (or, for a flow that was picked up in its middle, only one packet).
@@ -40,6 +42,28 @@ pub mod state {
     #[inline(always)]
     pub const fn is_active(state: u8) -> bool {
         state >= UDP && state <= TCP_ESTABLISHED
+    }
+
+    /// State of a TCP flow after a packet with these flags.
+    ///
+    /// A SYN leaves the state as it is: whether it starts a new flow is for the caller to decide ([`is_over`]).
+    #[inline(always)]
+    pub const fn after_tcp(state: u8, flags: u8, from_client: bool) -> u8 {
+        if flags & tcp_flag::RST != 0 {
+            return TCP_CLOSED;
+        }
+        if flags & tcp_flag::FIN != 0 {
+            let (own, other) =
+                if from_client { (TCP_CLIENT_FIN, TCP_SERVER_FIN) } else { (TCP_SERVER_FIN, TCP_CLIENT_FIN) };
+            return if state == other || state == TCP_CLOSED { TCP_CLOSED } else { own };
+        }
+        if state == TCP_SYN && from_client && flags & tcp_flag::SYN == 0 { TCP_ESTABLISHED } else { state }
+    }
+
+    /// Whether a SYN of the same tuple starts a new flow instead of repeating the first packet of this one.
+    #[inline(always)]
+    pub const fn is_over(state: u8) -> bool {
+        state >= TCP_CLIENT_FIN && state <= TCP_CLOSED
     }
 
     pub const fn label(state: u8) -> &'static str {

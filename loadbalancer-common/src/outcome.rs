@@ -99,6 +99,8 @@ outcomes! {
     Internal = 20, "internal", Dropped;
     /// Time to live spent, and no answer is due.
     TtlDropped = 21, "ttl_dropped", Dropped;
+    /// Too big for the way to the server, and no answer is due.
+    TooBigDropped = 22, "too_big_dropped", Dropped;
 }
 
 #[cfg(test)]

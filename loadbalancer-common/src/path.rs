@@ -61,8 +61,10 @@ pub mod encap {
 pub struct LastHop {
     pub ifindex: u32,
     /// Ethernet addresses for the reply: destination, then source, as they stand in the header.
-    pub macs: [u8; 12],
-    /// VLAN tag control information of the reply (0: untagged) and of an inner tag.
-    pub vlan: u16,
-    pub vlan_inner: u16,
+    pub macs: [u16; 6],
+    /// VLAN tag control information of the reply, network order, outer first; zero: no such tag.
+    pub tags: [u16; 2],
+    /// Largest IP packet of that interface; zero: not known.
+    pub mtu: u16,
+    pub pad: u16,
 }

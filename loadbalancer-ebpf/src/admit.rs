@@ -1,0 +1,214 @@
+//! Which server gets a new flow: ring slot, second choice, any server with room, next tier; else overflow.
+
+use loadbalancer_common::admission::{accepts, is_full, is_hot, less_loaded};
+use loadbalancer_common::backend::{Backend, NO_BACKEND};
+use loadbalancer_common::hash;
+use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::ring::{BLOCK_SLOTS, RingRef, SLOT_BLOCKS, SLOTS};
+use loadbalancer_common::service::{MAX_TIERS, Service};
+
+use crate::maps;
+
+/// Servers of a tier that are searched when the two that the ring named are full.
+const MAX_SEARCH: u32 = 1024;
+
+/// A backend, or why there is none: one word, so that it comes back from a subprogram in a register.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Choice(u32);
+
+impl Choice {
+    #[inline(always)]
+    pub fn backend(id: u16) -> Self {
+        Self(id as u32)
+    }
+
+    #[inline(always)]
+    pub fn refused(outcome: Refusal) -> Self {
+        Self((outcome as u32) << 16)
+    }
+
+    #[inline(always)]
+    pub fn word(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    pub fn get(self) -> Result<u16, Outcome> {
+        match self.0 >> 16 {
+            0 => Ok(self.0 as u16),
+            1 => Err(Outcome::NoServer),
+            2 => Err(Outcome::Full),
+            3 => Err(Outcome::UnknownFlow),
+            4 => Err(Outcome::ServerGone),
+            5 => Err(Outcome::PortsExhausted),
+            _ => Err(Outcome::Internal),
+        }
+    }
+}
+
+/// Why a new flow gets no server.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Refusal {
+    NoServer = 1,
+    Full = 2,
+    UnknownFlow = 3,
+    ServerGone = 4,
+    PortsExhausted = 5,
+    Internal = 6,
+}
+
+/// The server that the ring of the preferred tier names, whatever its load: for a flow that is not new but not known.
+#[inline(always)]
+pub fn ring_slot(service: &Service, hash: u64) -> Option<u16> {
+    slot(RingRef(service.tiers[0]), hash)
+}
+
+/// A server for a new flow, already counted as one more active flow there.
+#[inline(never)]
+pub fn new_flow(service_id: u16, hash: u64, preferred: u32) -> u32 {
+    admit(service_id, hash, preferred as u16).0
+}
+
+#[inline(always)]
+fn admit(service_id: u16, hash: u64, preferred: u16) -> Choice {
+    let Some(service) = maps::service(service_id) else {
+        return Choice::refused(Refusal::NoServer);
+    };
+    if preferred != NO_BACKEND && take(preferred) {
+        return Choice::backend(preferred);
+    }
+    let Some(state) = maps::service_state(service_id) else {
+        return Choice::refused(Refusal::Internal);
+    };
+    // SAFETY: the pointer is to a map value; plain loads and stores of aligned words.
+    let epoch = unsafe { (&raw const (*state).room_epoch).read_volatile() };
+    // SAFETY: as above.
+    if unsafe { (&raw const (*state).full_epoch).read_volatile() } == epoch + 1 {
+        return overflow();
+    }
+    let mut members = 0;
+    let mut tier = 0;
+    while tier < MAX_TIERS {
+        let ring = RingRef(service.tiers[tier]);
+        if ring.members() != 0 {
+            members += ring.members();
+            let chosen = in_tier(ring, hash);
+            if chosen != NO_BACKEND {
+                return Choice::backend(chosen);
+            }
+        }
+        tier += 1;
+    }
+    if members == 0 {
+        return Choice::refused(Refusal::NoServer);
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*state).full_epoch).write_volatile(epoch + 1) };
+    overflow()
+}
+
+/// Every server is at its mark: the one place where a queue can take the flow over. Until there is one, it is refused.
+#[inline(always)]
+fn overflow() -> Choice {
+    Choice::refused(Refusal::Full)
+}
+
+/// Two random choices of which the cool one, or the less loaded, is taken (Mitzenmacher, "The Power of Two Choices",
+/// 2001); a server with room, if both are full.
+#[inline(always)]
+fn in_tier(ring: RingRef, hash: u64) -> u16 {
+    let Some(first) = slot(ring, hash) else {
+        return NO_BACKEND;
+    };
+    let Some(backend) = maps::backend(first) else {
+        return NO_BACKEND;
+    };
+    let active = maps::active(first);
+    let first_open = accepts(backend) && !is_full(backend, active);
+    if first_open && !is_hot(backend, active) && maps::reserve(first, backend.high_water) {
+        return first;
+    }
+    if let Some(second) = slot(ring, hash::second(hash))
+        && let Some(other) = maps::backend(second)
+    {
+        let other_active = maps::active(second);
+        if accepts(other)
+            && !is_full(other, other_active)
+            && (!first_open
+                || !is_hot(other, other_active)
+                || !less_loaded(active, backend.weight, other_active, other.weight))
+            && maps::reserve(second, other.high_water)
+        {
+            return second;
+        }
+    }
+    if first_open && maps::reserve(first, backend.high_water) {
+        return first;
+    }
+    search(ring, hash)
+}
+
+/// Any server of the tier with room, from a place that the hash gives.
+#[inline(always)]
+fn search(ring: RingRef, hash: u64) -> u16 {
+    let members = ring.members();
+    let mut position = hash::scale(hash, members);
+    let mut i = 0;
+    while i < MAX_SEARCH {
+        if i >= members {
+            break;
+        }
+        if position >= members {
+            position = 0;
+        }
+        let id = number(ring.block() + SLOT_BLOCKS, position);
+        if id != NO_BACKEND && take(id) {
+            return id;
+        }
+        position += 1;
+        i += 1;
+    }
+    NO_BACKEND
+}
+
+/// Counts one more flow on a backend that may get it.
+#[inline(always)]
+fn take(id: u16) -> bool {
+    match maps::backend(id) {
+        Some(backend) => accepts(backend) && maps::reserve(id, backend.high_water),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn slot(ring: RingRef, hash: u64) -> Option<u16> {
+    if ring.members() == 0 {
+        return None;
+    }
+    match number(ring.block(), hash::scale(hash, SLOTS)) {
+        NO_BACKEND => None,
+        id => Some(id),
+    }
+}
+
+/// Backend number at a position that is counted from a block on.
+#[inline(always)]
+fn number(block: u32, position: u32) -> u16 {
+    match maps::ring_block(block + position / BLOCK_SLOTS) {
+        Some(block) => block.0[(position % BLOCK_SLOTS) as usize],
+        None => NO_BACKEND,
+    }
+}
+
+/// Whether live TCP flows of a backend go on.
+#[inline(always)]
+pub fn keeps_flows(service: &Service, backend: &Backend) -> bool {
+    backend.has(Backend::PRESENT) && !(backend.has(Backend::DOWN) && service.has(Service::RESET_ON_DOWN))
+}

@@ -1,0 +1,105 @@
+//! What runs on a server: takes the outer header off tunnelled packets, so that no tunnel device is needed.
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::programs::XdpContext;
+use loadbalancer_common::net::{Be16, GUE_PORT, ethertype, protocol};
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
+
+#[expect(dead_code, reason = "the gateway's program uses all of it, this one a part")]
+mod frame;
+
+/// UDP port on which GUE arrives, host order; zero stands for the default.
+#[map]
+static GUE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Packets taken out of a tunnel.
+#[map]
+static DECAPSULATED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Passes every frame. A veth end accepts redirected frames only where some program runs.
+#[xdp(frags)]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[xdp(frags)]
+pub fn decap(ctx: XdpContext) -> u32 {
+    match inner(&ctx) {
+        Some((outer, ethertype)) => strip(&ctx, outer, ethertype),
+        None => xdp_action::XDP_PASS,
+    }
+}
+
+/// Bytes of outer headers, and the EtherType of what they carry.
+#[inline(always)]
+fn inner(ctx: &XdpContext) -> Option<(usize, u16)> {
+    let at = EthHdr::LEN;
+    let (mut outer, mut carried) = match frame::load::<Be16>(ctx, at - 2)?.get() {
+        ethertype::IPV4 => {
+            let header = frame::load::<[u8; Ipv4Hdr::LEN]>(ctx, at)?;
+            // Options and fragments are not what a load balancer's tunnel sends.
+            if header[0] != 0x45 || u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+                return None;
+            }
+            (Ipv4Hdr::LEN, header[9])
+        }
+        ethertype::IPV6 => {
+            let header = frame::load::<[u8; 8]>(ctx, at)?;
+            (Ipv6Hdr::LEN, header[6])
+        }
+        _ => return None,
+    };
+    if carried == protocol::UDP {
+        let port = match GUE.get(0) {
+            Some(0) | None => GUE_PORT,
+            Some(port) => *port as u16,
+        };
+        if frame::load::<[Be16; 2]>(ctx, at + outer)?[1].get() != port {
+            return None;
+        }
+        outer += UdpHdr::LEN;
+        // Variant 1: the version of IP stands where variant 0 has its own.
+        carried = match frame::load::<u8>(ctx, at + outer)? >> 4 {
+            4 => protocol::IPV4,
+            6 => protocol::IPV6,
+            _ => return None,
+        };
+    }
+    match carried {
+        protocol::IPV4 => Some((outer, ethertype::IPV4)),
+        protocol::IPV6 => Some((outer, ethertype::IPV6)),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn strip(ctx: &XdpContext, outer: usize, ethertype: u16) -> u32 {
+    let Some(macs) = frame::load::<[u16; 6]>(ctx, 0) else {
+        return xdp_action::XDP_PASS;
+    };
+    if !frame::grow_head(ctx, -(outer as i32))
+        || !frame::store(ctx, 0, macs)
+        || !frame::store(ctx, EthHdr::LEN - 2, Be16::new(ethertype))
+    {
+        return xdp_action::XDP_DROP;
+    }
+    if let Some(count) = DECAPSULATED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_PASS
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier proves that no path reaches this.
+    loop {}
+}

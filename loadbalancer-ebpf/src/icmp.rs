@@ -1,0 +1,522 @@
+//! ICMP and ICMPv6: echo to a VIP, errors about our flows, and the errors that we send ourselves.
+
+use aya_ebpf::programs::XdpContext;
+use loadbalancer_common::checksum::{finish, replace16, update};
+use loadbalancer_common::conntrack::Tuple;
+use loadbalancer_common::net::{Be16, protocol};
+use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::path::LastHop;
+use loadbalancer_common::service::{Service, Vip, VipKey, mode};
+use loadbalancer_common::settings::Settings;
+use network_types::eth::EthHdr;
+use network_types::icmp::Icmpv4Hdr;
+
+use crate::admit;
+use crate::affinity;
+use crate::classify;
+use crate::family::{DONT_FRAGMENT4, Family, Ip4, Ip6, Rewrite};
+use crate::forward;
+use crate::frame::{self, LONG_QUOTE};
+use crate::maps;
+use crate::parse::{Packet, Part};
+use crate::verdict::Verdict;
+
+/// Hop limit of what we send ourselves (RFC 1700).
+pub const OWN_TTL: u8 = 64;
+
+/// Message types (IANA), ICMP first, ICMPv6 second.
+const ECHO_REQUEST: [u8; 2] = [8, 128];
+const ECHO_REPLY: [u8; 2] = [0, 129];
+
+/// An error that we answer with.
+#[derive(Clone, Copy)]
+pub enum Answer {
+    TimeExceeded,
+    /// Largest packet that fits.
+    TooBig(u16),
+}
+
+impl Answer {
+    /// Type and code.
+    #[inline(always)]
+    fn kind<F: Family>(self) -> [u8; 2] {
+        match (self, F::V6) {
+            (Answer::TimeExceeded, false) => [11, 0],
+            (Answer::TooBig(_), false) => [3, 4],
+            (Answer::TimeExceeded, true) => [3, 0],
+            (Answer::TooBig(_), true) => [2, 0],
+        }
+    }
+}
+
+/// An ICMP message to an address of ours, or about a flow of ours.
+#[inline(always)]
+pub fn to_us<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+    let [kind, code] = packet.sport.0.to_ne_bytes();
+    let is_error = if F::V6 { kind >= 1 && kind <= 4 } else { kind == 3 || kind == 11 || kind == 12 };
+    let address = VipKey { addr: packet.dst, port: Be16(0), protocol: F::ICMP, pad: 0 };
+    match F::vip(&address) {
+        Some(vip) if vip.kind == Vip::SERVICE => {
+            if kind == ECHO_REQUEST[F::V6 as usize] && code == 0 {
+                return echo::<F>(ctx, packet, vip.service);
+            }
+            if is_error {
+                return error_to_server::<F>(ctx, settings, packet, vip.service);
+            }
+            // Neighbour discovery and multicast listener messages are the kernel's (RFC 4861, RFC 3810).
+            if F::V6 && (kind >= 130 && kind <= 137 || kind == 143) {
+                return Verdict::pass(Outcome::NotOurs);
+            }
+            Verdict::drop(vip.service, Outcome::IcmpUnknown)
+        }
+        Some(_) if is_error => error_to_nat_source::<F>(ctx, packet),
+        None if is_error && settings.flags & Settings::DNAT != 0 => error_from_dnat_server::<F>(ctx, settings, packet),
+        _ => Verdict::pass(Outcome::NotOurs),
+    }
+}
+
+/// Answers an echo request: type, addresses and checksums are changed in place (RFC 792, RFC 4443).
+#[inline(always)]
+fn echo<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16) -> Verdict {
+    let (l3, l4) = (packet.l3 as usize, packet.l4 as usize);
+    let request = u16::from_ne_bytes([ECHO_REQUEST[F::V6 as usize], 0]);
+    let reply = u16::from_ne_bytes([ECHO_REPLY[F::V6 as usize], 0]);
+    let Some(checksum) = frame::load::<u16>(ctx, l4 + 2) else {
+        return Verdict::drop(service, Outcome::Internal);
+    };
+    // The pseudo header's sum does not change when source and destination change places.
+    let done = frame::store(ctx, l4, [reply, update(checksum, replace16(request, reply))])
+        && swap_macs(ctx, 0)
+        && F::readdress(ctx, l3, packet.dst, packet.src)
+        && renew_ttl::<F>(ctx, packet);
+    if done { Verdict::answer(service, Outcome::EchoAnswered) } else { Verdict::drop(service, Outcome::Internal) }
+}
+
+#[inline(always)]
+fn renew_ttl<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
+    let l3 = packet.l3 as usize;
+    if F::V6 {
+        return frame::store(ctx, l3 + 7, OWN_TTL);
+    }
+    let Some(header) = frame::at::<Ip4>(ctx, l3) else {
+        return false;
+    };
+    // SAFETY: `at` has checked the address.
+    let ip = unsafe { &mut *header };
+    let old = u16::from_ne_bytes(ip.ttl_protocol);
+    ip.ttl_protocol[0] = OWN_TTL;
+    ip.checksum = update(ip.checksum, replace16(old, u16::from_ne_bytes(ip.ttl_protocol)));
+    true
+}
+
+/// Swaps the Ethernet addresses at the start, taking them from an offset.
+#[inline(always)]
+#[must_use]
+pub fn swap_macs(ctx: &XdpContext, from: usize) -> bool {
+    match frame::load::<[u16; 6]>(ctx, from) {
+        Some(m) => frame::store(ctx, 0, [m[3], m[4], m[5], m[0], m[1], m[2]]),
+        None => false,
+    }
+}
+
+/// The packet that an ICMP error quotes: one that we, or a server for us, sent.
+struct Quoted<A> {
+    src: A,
+    dst: A,
+    sport: Be16,
+    dport: Be16,
+    protocol: u8,
+    l3: usize,
+    l4: usize,
+}
+
+#[inline(always)]
+fn quoted<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Option<Quoted<F::Addr>> {
+    let l3 = packet.l4 as usize + Icmpv4Hdr::LEN;
+    let (src, dst, protocol, l4);
+    if F::V6 {
+        let header = frame::at::<Ip6>(ctx, l3)?;
+        // SAFETY: `at` has checked the address.
+        let ip = unsafe { &*header };
+        (src, dst) = (F::from_v6(ip.src), F::from_v6(ip.dst));
+        protocol = ip.next;
+        l4 = l3 + F::HEADER;
+    } else {
+        let header = frame::at::<Ip4>(ctx, l3)?;
+        // SAFETY: `at` has checked the address.
+        let ip = unsafe { &*header };
+        if ip.fragment.get() & 0x1fff != 0 || ip.version_ihl < 0x45 {
+            return None;
+        }
+        (src, dst) = (F::from_v4(ip.src), F::from_v4(ip.dst));
+        protocol = ip.ttl_protocol[1];
+        l4 = l3 + (ip.version_ihl & 15) as usize * 4;
+    }
+    if protocol != protocol::TCP && protocol != protocol::UDP {
+        return None;
+    }
+    let [sport, dport] = frame::load::<[Be16; 2]>(ctx, l4)?;
+    Some(Quoted { src, dst, sport, dport, protocol, l3, l4 })
+}
+
+/// A router or the client complains about what a server sent: the server must hear it (path MTU above all).
+#[inline(always)]
+fn error_to_server<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    address_service: u16,
+) -> Verdict {
+    let unknown = Verdict::drop(address_service, Outcome::IcmpUnknown);
+    let Some(quoted) = quoted::<F>(ctx, packet) else {
+        return unknown;
+    };
+    let service_id = match classify::vip::<F>(settings, quoted.src, quoted.sport, quoted.protocol) {
+        Some(vip) if vip.kind == Vip::SERVICE => vip.service,
+        _ => return unknown,
+    };
+    let Some(service) = maps::service(service_id) else {
+        return unknown;
+    };
+    let mut rewritten =
+        Rewritten { outer_src: packet.src, outer_dst: packet.dst, inner: sent_as(&quoted), changes: false };
+    let (hash, backend_id);
+    if service.mode == mode::NAT {
+        let key = tuple(&quoted);
+        let Some(found) = F::translation(&key) else {
+            return unknown;
+        };
+        // SAFETY: conntrack values live until a grace period after their removal.
+        let flow = unsafe { &*found };
+        rewritten = Rewritten {
+            outer_src: flow.src,
+            outer_dst: flow.dst,
+            inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
+            changes: true,
+        };
+        (hash, backend_id) = ((flow.sport.0 as u64) << 24, flow.backend);
+    } else {
+        hash = F::hash(settings.seed, quoted.dst, quoted.src, quoted.dport, quoted.sport, quoted.protocol);
+        let slot_hash = if service.has(Service::CLIENT_AFFINITY) {
+            F::client_hash(settings.seed, quoted.dst, service_id)
+        } else {
+            hash
+        };
+        backend_id = match affinity::find(settings, hash) {
+            Some(found) => found.entry.backend(),
+            None => match admit::ring_slot(service, slot_hash) {
+                Some(id) => id,
+                None => return unknown,
+            },
+        };
+    }
+    let Some(backend) = maps::backend(backend_id) else {
+        return unknown;
+    };
+    if service.mode == mode::DNAT {
+        let server = F::addr(&backend.addr);
+        rewritten.outer_dst = server;
+        rewritten.inner.src = server;
+        if backend.port.0 != 0 {
+            rewritten.inner.sport = backend.port;
+        }
+        rewritten.changes = true;
+    }
+    let Some(path) = maps::path(forward::path_of(backend, hash)) else {
+        return Verdict::drop(service_id, Outcome::NoPath);
+    };
+    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
+        return verdict;
+    }
+    if !translate::<F>(ctx, packet, &quoted, &rewritten) {
+        return Verdict::drop(service_id, Outcome::Internal);
+    }
+    maps::count_to_server(backend_id, packet.length);
+    forward::by_path::<F>(ctx, packet, service_id, path, hash, Outcome::IcmpForwarded)
+}
+
+/// The server, or a router on the way to it, complains about what `nat` sent: the client must hear it.
+#[inline(always)]
+fn error_to_nat_source<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
+    let Some(quoted) = quoted::<F>(ctx, packet) else {
+        return Verdict::pass(Outcome::NotOurs);
+    };
+    let key = tuple(&quoted);
+    let Some(found) = F::translation(&key) else {
+        return Verdict::pass(Outcome::NotOurs);
+    };
+    // SAFETY: conntrack values live until a grace period after their removal.
+    let flow = unsafe { &*found };
+    let rewritten = Rewritten {
+        outer_src: flow.src,
+        outer_dst: flow.dst,
+        inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
+        changes: true,
+    };
+    let hop = flow.last_hop;
+    error_to_client::<F>(ctx, packet, &quoted, flow.service, &hop, &rewritten)
+}
+
+/// The server, or a router on the way to it, complains to the client itself about what `dnat` sent on: what it quotes
+/// must look again as the client sent it.
+#[inline(always)]
+fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+    let pass = Verdict::pass(Outcome::NotOurs);
+    let Some(quoted) = quoted::<F>(ctx, packet) else {
+        return pass;
+    };
+    let Some(reply) = classify::reply::<F>(quoted.dst, quoted.dport, quoted.protocol) else {
+        return pass;
+    };
+    let vip = F::addr(&reply.vip);
+    let vip_port = if reply.port.0 == 0 { quoted.dport } else { reply.port };
+    let hash = F::hash(settings.seed, quoted.src, vip, quoted.sport, vip_port, quoted.protocol);
+    if affinity::find(settings, hash).is_none() {
+        return pass;
+    }
+    let Some(hop) = F::last_hop(&packet.dst) else {
+        return Verdict::drop(reply.service, Outcome::NoReturnPath);
+    };
+    let rewritten = Rewritten {
+        outer_src: vip,
+        outer_dst: packet.dst,
+        inner: Rewrite { src: quoted.src, dst: vip, sport: quoted.sport, dport: vip_port },
+        changes: true,
+    };
+    error_to_client::<F>(ctx, packet, &quoted, reply.service, hop, &rewritten)
+}
+
+#[inline(always)]
+fn error_to_client<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    quoted: &Quoted<F::Addr>,
+    service: u16,
+    hop: &LastHop,
+    rewritten: &Rewritten<F::Addr>,
+) -> Verdict {
+    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
+        return verdict;
+    }
+    if !translate::<F>(ctx, packet, quoted, rewritten) {
+        return Verdict::drop(service, Outcome::Internal);
+    }
+    forward::to_client::<F>(ctx, packet, service, hop, Outcome::IcmpForwarded)
+}
+
+/// The tuple of the flow's other direction, which is how a map knows it.
+#[inline(always)]
+fn tuple<A: Copy>(quoted: &Quoted<A>) -> Tuple<A> {
+    Tuple {
+        src: quoted.dst,
+        dst: quoted.src,
+        sport: quoted.dport,
+        dport: quoted.sport,
+        protocol: quoted.protocol,
+        pad: [0; 3],
+    }
+}
+
+#[inline(always)]
+fn sent_as<A: Copy>(quoted: &Quoted<A>) -> Rewrite<A> {
+    Rewrite { src: quoted.src, dst: quoted.dst, sport: quoted.sport, dport: quoted.dport }
+}
+
+/// What an ICMP error becomes.
+struct Rewritten<A> {
+    outer_src: A,
+    outer_dst: A,
+    inner: Rewrite<A>,
+    /// Anything but the time to live changes.
+    changes: bool,
+}
+
+/// Rewrites an ICMP error: outer and quoted addresses, quoted ports, checksums. The quoted transport checksum stays, as
+/// it is usually cut off and nobody verifies it.
+#[inline(always)]
+fn translate<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    quoted: &Quoted<F::Addr>,
+    new: &Rewritten<F::Addr>,
+) -> bool {
+    if !F::spend_ttl(ctx, packet.l3 as usize) {
+        return false;
+    }
+    if !new.changes {
+        return true;
+    }
+    let mut difference =
+        replace16(quoted.sport.0, new.inner.sport.0) + replace16(quoted.dport.0, new.inner.dport.0);
+    if F::V6 {
+        // The pseudo header covers the outer addresses, the message the quoted ones. In IPv4 there is no pseudo header,
+        // and the quoted header's own checksum takes up the change of its addresses.
+        difference += F::replace(packet.src, new.outer_src)
+            + F::replace(packet.dst, new.outer_dst)
+            + F::replace(quoted.src, new.inner.src)
+            + F::replace(quoted.dst, new.inner.dst);
+    }
+    let at = packet.l4 as usize + 2;
+    let Some(checksum) = frame::load::<u16>(ctx, at) else {
+        return false;
+    };
+    frame::store(ctx, at, update(checksum, difference))
+        && F::readdress(ctx, packet.l3 as usize, new.outer_src, new.outer_dst)
+        && F::readdress(ctx, quoted.l3, new.inner.src, new.inner.dst)
+        && frame::store(ctx, quoted.l4, [new.inner.sport, new.inner.dport])
+}
+
+/// Answers a packet with an ICMP error, if one is due.
+#[inline(always)]
+pub fn answer<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16, answer: Answer) -> Verdict {
+    let outcome = match answer {
+        Answer::TimeExceeded => Outcome::TtlAnswered,
+        Answer::TooBig(_) => Outcome::TooBigAnswered,
+    };
+    // Never about an ICMP error or a later fragment (RFC 1122, section 3.2.2).
+    if packet.protocol == F::ICMP || packet.part == Part::Later {
+        let outcome = match answer {
+            Answer::TooBig(_) => Outcome::TooBigDropped,
+            _ => Outcome::TtlDropped,
+        };
+        return Verdict::drop(service, outcome);
+    }
+    let kind = u16::from_ne_bytes(answer.kind::<F>());
+    let word = match answer {
+        // In ICMPv6 the MTU takes the whole word, in ICMP its lower half (RFC 1191).
+        Answer::TooBig(mtu) => mtu,
+        Answer::TimeExceeded => 0,
+    };
+    if error::<F>(ctx, packet, kind, word) {
+        Verdict::answer(service, outcome)
+    } else {
+        Verdict::drop(service, Outcome::Internal)
+    }
+}
+
+/// Turns the frame into an ICMP error that quotes it.
+#[inline(never)]
+pub fn error<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, kind: u16, mtu: u16) -> bool {
+    let l3 = packet.l3 as usize & 31;
+    let header = F::HEADER + Icmpv4Hdr::LEN;
+    let quote = if packet.length as usize >= LONG_QUOTE && ctx.data() + l3 + LONG_QUOTE <= ctx.data_end() {
+        LONG_QUOTE
+    } else if F::V6 {
+        F::HEADER + 8
+    } else {
+        ((packet.l4 - packet.l3) as usize & 63) + 8
+    };
+    if !frame::cut_to(ctx, l3 + quote, frame::length(ctx)) || !frame::grow_head(ctx, header as i32) {
+        return false;
+    }
+    if !swap_macs(ctx, header) || !move_link_rest(ctx, header, l3) {
+        return false;
+    }
+    let word = [Be16(0), Be16::new(mtu)];
+    let quoted = if quote == LONG_QUOTE {
+        frame::sum_long_quote(ctx, l3 + header)
+    } else {
+        sum_short_quote(ctx, l3 + header, quote)
+    };
+    let Some(quoted) = quoted else {
+        return false;
+    };
+    let message = quoted + kind as u64 + word[1].0 as u64;
+    let length = header + quote;
+    write_ip::<F>(ctx, l3, packet, length, F::ICMP)
+        && frame::store(
+            ctx,
+            l3 + F::HEADER,
+            [kind, finish(message + pseudo::<F>(packet, length - F::HEADER)), word[0].0, word[1].0],
+        )
+}
+
+/// Moves what follows the Ethernet addresses to the new start of the frame.
+#[inline(always)]
+fn move_link_rest(ctx: &XdpContext, by: usize, l3: usize) -> bool {
+    let mut at = EthHdr::LEN - 2;
+    while at < 22 {
+        if at >= l3 {
+            break;
+        }
+        match frame::load::<u16>(ctx, at + by) {
+            Some(pair) => {
+                if !frame::store(ctx, at, pair) {
+                    return false;
+                }
+            }
+            None => return false,
+        }
+        at += 2;
+    }
+    true
+}
+
+/// Sum of a quote that holds a header with options and eight bytes, at most.
+#[inline(always)]
+fn sum_short_quote(ctx: &XdpContext, from: usize, length: usize) -> Option<u64> {
+    let mut sum = 0u64;
+    let mut at = 0;
+    while at < 68 {
+        if at >= length {
+            break;
+        }
+        sum += frame::load::<u16>(ctx, from + at)? as u64;
+        at += 2;
+    }
+    Some(sum)
+}
+
+/// ICMPv6 covers a pseudo header (RFC 8200, section 8.1), ICMP does not.
+#[inline(always)]
+fn pseudo<F: Family>(packet: &Packet<F::Addr>, length: usize) -> u64 {
+    if F::V6 { F::sum(packet.src) + F::sum(packet.dst) + Be16::new(length as u16).0 as u64 + protocol_word(F::ICMP) } else { 0 }
+}
+
+/// A protocol number as it lies in a pseudo header.
+#[inline(always)]
+pub fn protocol_word(protocol: u8) -> u64 {
+    u16::from_ne_bytes([0, protocol]) as u64
+}
+
+/// Writes an IP header from the packet's destination to its source.
+#[inline(always)]
+#[must_use]
+pub fn write_ip<F: Family>(
+    ctx: &XdpContext,
+    l3: usize,
+    packet: &Packet<F::Addr>,
+    length: usize,
+    protocol: u8,
+) -> bool {
+    if F::V6 {
+        let header = Ip6 {
+            head: (6u32 << 28).to_be(),
+            length: Be16::new((length - F::HEADER) as u16),
+            next: protocol,
+            hop_limit: OWN_TTL,
+            src: F::to_v6(packet.dst),
+            dst: F::to_v6(packet.src),
+        };
+        return frame::store(ctx, l3, header);
+    }
+    let mut header = Ip4 {
+        version_ihl: 0x45,
+        tos: 0,
+        length: Be16::new(length as u16),
+        id: 0,
+        fragment: Be16::new(DONT_FRAGMENT4),
+        ttl_protocol: [OWN_TTL, protocol],
+        checksum: 0,
+        src: F::to_v4(packet.dst),
+        dst: F::to_v4(packet.src),
+    };
+    let sum = u16::from_ne_bytes([0x45, 0]) as u64
+        + header.length.0 as u64
+        + header.fragment.0 as u64
+        + u16::from_ne_bytes(header.ttl_protocol) as u64
+        + header.src.0 as u64
+        + header.dst.0 as u64;
+    header.checksum = finish(sum);
+    frame::store(ctx, l3, header)
+}

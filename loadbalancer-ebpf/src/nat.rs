@@ -1,0 +1,391 @@
+//! `nat`: source and destination rewritten both ways, with exact tracking of each flow.
+
+use aya_ebpf::programs::XdpContext;
+use loadbalancer_common::affinity::state;
+use loadbalancer_common::backend::{Backend, NO_BACKEND};
+use loadbalancer_common::clock::TIME_MASK;
+use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER, Translation, Tuple};
+use loadbalancer_common::hash;
+use loadbalancer_common::net::{Be16, tcp_flag};
+use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::path::LastHop;
+use loadbalancer_common::service::Service;
+use loadbalancer_common::settings::Settings;
+
+use crate::admit::{self, Choice, Refusal};
+use crate::dsr;
+use crate::family::{Family, Rewrite, rewrite};
+use crate::forward;
+use crate::fragment;
+use crate::maps;
+use crate::parse::{self, Packet, Part};
+use crate::refuse;
+use crate::verdict::Verdict;
+
+/// Ports that are tried for a new flow before it is given up.
+const PORT_ATTEMPTS: u32 = 16;
+
+#[inline(always)]
+pub fn key<A: Copy>(packet: &Packet<A>) -> Tuple<A> {
+    Tuple {
+        src: packet.src,
+        dst: packet.dst,
+        sport: packet.sport,
+        dport: packet.dport,
+        protocol: packet.protocol,
+        pad: [0; 3],
+    }
+}
+
+#[inline(always)]
+pub fn to_server<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    service: &Service,
+) -> Verdict {
+    let tuple = key(packet);
+    let mut known = F::translation(&tuple);
+    if let Some(found) = known {
+        // SAFETY: conntrack values live until a grace period after their removal.
+        if !goes_on(service, settings, packet, unsafe { &*found }) {
+            known = None;
+        }
+    }
+    let found = match known {
+        Some(found) => found,
+        None => {
+            match Choice::from_word(open::<F>(ctx, settings, packet, service_id)).get() {
+                Ok(_) => {}
+                Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
+            }
+            match F::translation(&tuple) {
+                Some(found) => found,
+                None => return Verdict::drop(service_id, Outcome::Internal),
+            }
+        }
+    };
+    // SAFETY: as above; other CPUs change only state and time, each a word.
+    let translation = unsafe { &*found };
+    let now = maps::now();
+    if translation.time != now {
+        refresh::<F>(ctx, packet, found, now);
+    }
+    let next = if packet.is_tcp() {
+        state::after_tcp(translation.state as u8, packet.tcp_flags, true)
+    } else {
+        state::UDP
+    };
+    if next as u32 != translation.state {
+        change_state(found, next);
+    }
+    let backend_id = translation.backend;
+    let Some(backend) = maps::backend(backend_id) else {
+        return Verdict::drop(service_id, Outcome::Internal);
+    };
+    // A flow keeps to one path slot by its own source port, which is as good as a hash and at hand.
+    let path_id = forward::path_of(backend, (translation.sport.0 as u64) << 24);
+    let Some(path) = maps::path(path_id) else {
+        return Verdict::drop(service_id, Outcome::NoPath);
+    };
+    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
+        return verdict;
+    }
+    if packet.part == Part::First {
+        fragment::remember::<F>(packet, translation.src, translation.dst, service_id, backend_id, path_id, None);
+    }
+    if !rewrite::<F>(ctx, packet, &of(translation)) {
+        return Verdict::drop(service_id, Outcome::Internal);
+    }
+    maps::count_to_server(backend_id, packet.length);
+    forward::by_path::<F>(ctx, packet, service_id, path, 0, Outcome::Forwarded)
+}
+
+/// A packet to an address that we use as source: the reply to a flow of ours, or the kernel's.
+#[inline(always)]
+pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
+    let Some(found) = F::translation(&key(packet)) else {
+        return Verdict::pass(Outcome::NotOurs);
+    };
+    // SAFETY: conntrack values live until a grace period after their removal.
+    let translation = unsafe { &*found };
+    // A service may be named like a server's address; only what goes to a client is a reply.
+    if translation.direction != TO_CLIENT {
+        return Verdict::pass(Outcome::NotOurs);
+    }
+    let now = maps::now();
+    if translation.time != now || packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
+        reply_seen::<F>(packet, found, now);
+    }
+    let service = translation.service;
+    let hop = translation.last_hop;
+    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
+        return verdict;
+    }
+    if packet.part == Part::First {
+        fragment::remember::<F>(
+            packet,
+            translation.src,
+            translation.dst,
+            service,
+            translation.backend,
+            0,
+            Some(&translation.last_hop),
+        );
+    }
+    if !rewrite::<F>(ctx, packet, &of(translation)) {
+        return Verdict::drop(service, Outcome::Internal);
+    }
+    maps::count_to_client(translation.backend, packet.length);
+    forward::to_client::<F>(ctx, packet, service, &hop, Outcome::ReplyForwarded)
+}
+
+#[inline(always)]
+fn of<A: Copy>(translation: &Translation<A>) -> Rewrite<A> {
+    Rewrite { src: translation.src, dst: translation.dst, sport: translation.sport, dport: translation.dport }
+}
+
+/// Whether a packet of a known flow is part of it, rather than the first of a new one with the same tuple.
+#[inline(always)]
+fn goes_on<A>(
+    service: &Service,
+    settings: &Settings,
+    packet: &Packet<A>,
+    translation: &Translation<A>,
+) -> bool {
+    let Some(backend) = maps::backend(translation.backend) else {
+        return false;
+    };
+    let flow_state = translation.state as u8;
+    if !packet.is_tcp() {
+        return backend.has(Backend::PRESENT) && !backend.has(Backend::DOWN);
+    }
+    if packet.is_syn() {
+        return !state::is_over(flow_state)
+            && !backend.has(Backend::DOWN)
+            && maps::now().wrapping_sub(translation.time) <= settings.timeouts[flow_state as usize & 7] as u32;
+    }
+    admit::keeps_flows(service, backend)
+}
+
+/// Starts a flow: a server, a source port and both entries.
+#[inline(never)]
+fn open<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>, service_id: u16) -> u32 {
+    let Some(scratch) = maps::scratch::<Opening<F::Addr>>() else {
+        return Choice::refused(Refusal::Internal).word();
+    };
+    // SAFETY: this CPU's own memory, and nothing that runs below uses it.
+    let opening = unsafe { &mut *scratch };
+    opening.key = key(packet);
+    let now = maps::now();
+    let middle = packet.is_tcp() && !packet.is_syn();
+    if let Some(old) = F::translation(&opening.key) {
+        if middle {
+            return Choice::refused(Refusal::ServerGone).word();
+        }
+        // SAFETY: conntrack values live until a grace period after their removal.
+        close::<F>(&opening.key, unsafe { &*old });
+    }
+    if middle {
+        return Choice::refused(Refusal::UnknownFlow).word();
+    }
+    let Some(service) = maps::service(service_id) else {
+        return Choice::refused(Refusal::Internal).word();
+    };
+    let choice = if service.has(Service::CLIENT_AFFINITY) {
+        let client = F::client_hash(settings.seed, packet.src, service_id);
+        dsr::for_client(settings, service_id, client, now as u16 & TIME_MASK)
+    } else {
+        let hash =
+            F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+        admit::new_flow(service_id, hash, NO_BACKEND as u32)
+    };
+    let Ok(backend_id) = Choice::from_word(choice).get() else {
+        return choice;
+    };
+    let refusal = match (maps::backend(backend_id), parse::last_hop(ctx, packet.l3)) {
+        (Some(backend), Some(hop)) => {
+            opening.forward = Translation {
+                src: F::addr(&backend.source),
+                dst: F::addr(&backend.addr),
+                sport: Be16(0),
+                dport: if backend.port.0 == 0 { packet.dport } else { backend.port },
+                service: service_id,
+                backend: backend_id,
+                time: now,
+                state: if packet.is_tcp() { state::TCP_SYN } else { state::UDP } as u32,
+                direction: TO_SERVER,
+                last_hop: LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 },
+            };
+            opening.reply = reply_entry(packet, service_id, backend_id, now, hop);
+            if allocate::<F>(settings, service, opening) {
+                maps::count_flow(backend_id);
+                return choice;
+            }
+            Refusal::PortsExhausted
+        }
+        _ => Refusal::Internal,
+    };
+    maps::release(backend_id);
+    Choice::refused(refusal).word()
+}
+
+/// The entries of a flow that is being opened. They are too large for the stack.
+#[repr(C)]
+struct Opening<A> {
+    key: Tuple<A>,
+    reply_key: Tuple<A>,
+    forward: Translation<A>,
+    reply: Translation<A>,
+}
+
+/// What makes replies look as if the service had sent them.
+#[inline(always)]
+fn reply_entry<A: Copy>(packet: &Packet<A>, service: u16, backend: u16, now: u32, hop: LastHop) -> Translation<A> {
+    Translation {
+        src: packet.dst,
+        dst: packet.src,
+        sport: packet.dport,
+        dport: packet.sport,
+        service,
+        backend,
+        time: now,
+        state: 0,
+        direction: TO_CLIENT,
+        last_hop: hop,
+    }
+}
+
+/// Takes a free source port: the entry for replies, which must be new, is what owns it.
+#[inline(always)]
+fn allocate<F: Family>(settings: &Settings, service: &Service, opening: &mut Opening<F::Addr>) -> bool {
+    let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
+    let protocol = opening.key.protocol;
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        let number = maps::next_port_number(opening.forward.backend);
+        // In turn, so that a port rests as long as possible, but from a secret start and in strides of the golden
+        // ratio, so that the next port is not simply one more (RFC 6056).
+        let position = hash::scale(number.wrapping_mul(0x9e37_79b9) << 32 ^ settings.seed, ports);
+        opening.forward.sport = Be16::new(service.nat_port_first + position as u16);
+        opening.reply_key = opening.forward.reverse_key(protocol);
+        if F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW)
+            || (reclaim::<F>(settings, &opening.reply_key, opening.forward.time)
+                && F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW))
+        {
+            return F::insert_translation(&opening.key, &opening.forward, 0);
+        }
+        attempt += 1;
+    }
+    false
+}
+
+/// Frees a port whose flow has been idle for longer than its state allows.
+#[inline(never)]
+fn reclaim<F: Family>(settings: &Settings, reply_key: &Tuple<F::Addr>, now: u32) -> bool {
+    let Some(reply) = F::translation(reply_key) else {
+        return true;
+    };
+    // SAFETY: conntrack values live until a grace period after their removal.
+    let reply = unsafe { &*reply };
+    let forward_key = reply.reverse_key(reply_key.protocol);
+    if let Some(forward) = F::translation(&forward_key) {
+        // SAFETY: as above.
+        let forward = unsafe { &*forward };
+        // The client may have a newer flow with another port: then this one is over.
+        let is_same = forward.sport == reply_key.dport && forward.dst == reply_key.src;
+        let idle = core::cmp::min(now.wrapping_sub(forward.time), now.wrapping_sub(reply.time));
+        if is_same && idle <= settings.timeouts[forward.state as usize & 7] as u32 {
+            return false;
+        }
+        if is_same {
+            close::<F>(&forward_key, forward);
+            return true;
+        }
+    }
+    F::remove_translation(reply_key);
+    true
+}
+
+/// Removes both entries of a flow.
+#[inline(always)]
+fn close<F: Family>(key: &Tuple<F::Addr>, forward: &Translation<F::Addr>) {
+    F::remove_translation(&forward.reverse_key(key.protocol));
+    F::remove_translation(key);
+    if state::is_active(forward.state as u8) {
+        maps::release(forward.backend);
+    }
+}
+
+/// Moves a flow to another state; whoever ends it counts it off.
+#[inline(always)]
+fn change_state<A>(translation: *mut Translation<A>, next: u8) {
+    // SAFETY: the pointer is to a map value.
+    let (word, old, backend) = unsafe {
+        (&raw mut (*translation).state, (&raw const (*translation).state).read_volatile(), (*translation).backend)
+    };
+    if maps::compare_exchange32(word, old, next as u32) && state::is_active(old as u8) && !state::is_active(next) {
+        maps::release(backend);
+    }
+}
+
+/// Once a tick: the time, the way back, and the other direction's entry, which the kernel would otherwise evict as
+/// unused when packets flow one way only.
+#[inline(never)]
+fn refresh<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    translation: *mut Translation<F::Addr>,
+    now: u32,
+) -> u32 {
+    // SAFETY: the pointer is to a map value; time is one word.
+    let current = unsafe {
+        (&raw mut (*translation).time).write_volatile(now);
+        &*translation
+    };
+    let Some(hop) = parse::last_hop(ctx, packet.l3) else {
+        return 0;
+    };
+    let reply_key = current.reverse_key(packet.protocol);
+    match F::translation(&reply_key) {
+        Some(reply) => {
+            // SAFETY: the pointer is to a map value. A reply that reads half of each hop is lost like any other packet
+            // on a link that is being changed.
+            unsafe {
+                if (*reply).last_hop != hop {
+                    (*reply).last_hop = hop;
+                }
+            }
+        }
+        None => {
+            let reply = reply_entry(packet, current.service, current.backend, now, hop);
+            if !F::insert_translation(&reply_key, &reply, maps::ONLY_NEW) {
+                // Another CPU has just done it, or the map is full of younger entries.
+            }
+        }
+    }
+    0
+}
+
+/// A reply's effect on its flow: time once a tick, the state when a side ends the connection.
+#[inline(never)]
+fn reply_seen<F: Family>(packet: &Packet<F::Addr>, reply: *mut Translation<F::Addr>, now: u32) -> u32 {
+    // SAFETY: the pointer is to a map value; time is one word.
+    let current = unsafe {
+        (&raw mut (*reply).time).write_volatile(now);
+        &*reply
+    };
+    let forward_key = current.reverse_key(packet.protocol);
+    if let Some(forward) = F::translation(&forward_key)
+        && packet.is_tcp()
+    {
+        // SAFETY: the pointer is to a map value.
+        let old = unsafe { (*forward).state } as u8;
+        let next = state::after_tcp(old, packet.tcp_flags, false);
+        if next != old {
+            change_state(forward, next);
+        }
+    }
+    0
+}
