@@ -30,6 +30,8 @@ pub struct Backend {
     /// No new flow from this many active flows on (R6).
     pub high_water: u32,
     pub pad2: u32,
+    /// Who it is in the configuration, so that a new controller recognises what it finds.
+    pub identity: u64,
     pub addr: AnyAddr,
     /// Source address that `nat` gives to packets for this server.
     pub source: AnyAddr,

@@ -75,6 +75,8 @@ pub struct Service {
     /// First and last port that `nat` may use as source, host order.
     pub nat_port_first: u16,
     pub nat_port_last: u16,
+    /// Which it is in the configuration, so that a new controller recognises what it finds.
+    pub identity: u64,
     /// Ring and members of each tier, see [`crate::ring::RingRef`]; one word so that a switch is seen as a whole.
     pub tiers: [u64; MAX_TIERS],
 }

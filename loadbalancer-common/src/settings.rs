@@ -6,6 +6,14 @@ use bytemuck::{Pod, Zeroable};
 /// [`crate::affinity::state`].
 pub const TIMEOUTS: usize = 8;
 
+/// Indices into the program array.
+pub mod program {
+    pub const SPECIAL4: u32 = 0;
+    pub const SPECIAL6: u32 = 1;
+    pub const IPV6: u32 = 2;
+    pub const COUNT: u32 = 3;
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
@@ -15,6 +23,9 @@ pub struct Settings {
     pub affinity_mask: u32,
     pub flags: u32,
     pub timeouts: [u16; TIMEOUTS],
+    /// Always zero. The packet path adds it to offsets that the verifier would otherwise follow value by value, walking
+    /// the whole program once per kind of link header.
+    pub zero: u64,
 }
 
 impl Settings {

@@ -1,5 +1,8 @@
 //! Which server gets a new flow: ring slot, second choice, any server with room, next tier; else overflow.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_loop;
 use loadbalancer_common::admission::{accepts, is_full, is_hot, less_loaded};
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::hash;
@@ -9,8 +12,8 @@ use loadbalancer_common::service::{MAX_TIERS, Service};
 
 use crate::maps;
 
-/// Servers of a tier that are searched when the two that the ring named are full.
-const MAX_SEARCH: u32 = 1024;
+/// Searches of a tier for one flow.
+const SEARCHES: u64 = 3;
 
 /// A backend, or why there is none: one word, so that it comes back from a subprogram in a register.
 #[derive(Clone, Copy)]
@@ -71,9 +74,16 @@ pub fn ring_slot(service: &Service, hash: u64) -> Option<u16> {
 }
 
 /// A server for a new flow, already counted as one more active flow there.
+#[inline(always)]
+pub fn new_flow(service_id: u16, hash: u64, preferred: u16) -> Choice {
+    Choice(admit_new_flow(service_id as u32, hash, preferred as u32))
+}
+
+/// See [`new_flow`]. Exported so that the verifier checks it once by itself, not anew for every caller.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn new_flow(service_id: u16, hash: u64, preferred: u32) -> u32 {
-    admit(service_id, hash, preferred as u16).0
+pub extern "C" fn admit_new_flow(service_id: u32, hash: u64, preferred: u32) -> u32 {
+    admit(service_id as u16, hash, preferred as u16).0
 }
 
 #[inline(always)]
@@ -152,30 +162,59 @@ fn in_tier(ring: RingRef, hash: u64) -> u16 {
     if first_open && maps::reserve(first, backend.high_water) {
         return first;
     }
-    search(ring, hash)
-}
-
-/// Any server of the tier with room, from a place that the hash gives.
-#[inline(always)]
-fn search(ring: RingRef, hash: u64) -> u16 {
-    let members = ring.members();
-    let mut position = hash::scale(hash, members);
-    let mut i = 0;
-    while i < MAX_SEARCH {
-        if i >= members {
-            break;
-        }
-        if position >= members {
-            position = 0;
-        }
-        let id = number(ring.block() + SLOT_BLOCKS, position);
-        if id != NO_BACKEND && take(id) {
+    // What was found may be taken by another CPU meanwhile; then the next one is looked for.
+    let mut attempt = 0;
+    while attempt < SEARCHES {
+        let id = search_tier(ring.0, hash::second(hash) + attempt) as u16;
+        if id == NO_BACKEND || take(id) {
             return id;
         }
-        position += 1;
-        i += 1;
+        attempt += 1;
     }
     NO_BACKEND
+}
+
+/// Any server of the tier with room, from a place that the hash gives. A loop by helper (Linux 5.17): the verifier would
+/// walk any other loop once per server.
+#[inline(never)]
+fn search_tier(ring: u64, hash: u64) -> u32 {
+    let members = RingRef(ring).members();
+    let mut search = Search { ring: RingRef(ring), start: hash::scale(hash, members), found: NO_BACKEND as u32 };
+    // SAFETY: the callback has the helper's signature and gets the context that it expects.
+    let result = unsafe { bpf_loop(members, search_step as *mut c_void, (&raw mut search).cast(), 0) };
+    if result < 0 { NO_BACKEND as u32 } else { search.found }
+}
+
+struct Search {
+    ring: RingRef,
+    start: u32,
+    found: u32,
+}
+
+/// One step of [`search_tier`]; 1 ends it.
+#[inline(never)]
+extern "C" fn search_step(index: u64, search: *mut Search) -> u64 {
+    // SAFETY: the context that `search_tier` gave, on its stack.
+    let search = unsafe { &mut *search };
+    let members = search.ring.members();
+    let mut position = search.start + index as u32;
+    if position >= members {
+        position -= members;
+    }
+    let id = number(search.ring.block() + SLOT_BLOCKS, position);
+    if has_room(id) {
+        search.found = id as u32;
+        return 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn has_room(id: u16) -> bool {
+    match maps::backend(id) {
+        Some(backend) => accepts(backend) && maps::active(id) < backend.high_water,
+        None => false,
+    }
 }
 
 /// Counts one more flow on a backend that may get it.

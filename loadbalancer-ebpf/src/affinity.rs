@@ -7,37 +7,52 @@ use loadbalancer_common::settings::Settings;
 
 use crate::maps;
 
-/// An entry, and where it is.
+/// An entry, and where it is. Not an `Option`, whose empty form would leave registers undefined that the compiler then
+/// copies around, which the verifier refuses.
 #[derive(Clone, Copy)]
 pub struct Found {
     pub word: *mut u64,
+    /// Free: nothing was found.
     pub entry: Entry,
+}
+
+impl Found {
+    const NOTHING: Self = Self { word: core::ptr::null_mut(), entry: Entry(0) };
+
+    #[inline(always)]
+    pub fn is_some(&self) -> bool {
+        !self.entry.is_free()
+    }
 }
 
 /// The entry of a flow hash.
 #[inline(always)]
-pub fn find(settings: &Settings, hash: u64) -> Option<Found> {
+pub fn find(settings: &Settings, hash: u64) -> Found {
     let first = bucket(hash, settings.affinity_mask);
     let wanted = tag(hash);
-    if let Some(found) = find_in(first, wanted) {
-        return Some(found);
+    let found = find_in(first, wanted);
+    if found.is_some() {
+        return found;
     }
     find_in(other_bucket(first, wanted, settings.affinity_mask), wanted)
 }
 
 #[inline(always)]
-fn find_in(index: u32, wanted: u32) -> Option<Found> {
-    let words = maps::bucket(index)?.cast::<u64>();
+fn find_in(index: u32, wanted: u32) -> Found {
+    let Some(bucket) = maps::bucket(index) else {
+        return Found::NOTHING;
+    };
+    let words = bucket.cast::<u64>();
     let mut i = 0;
     while i < BUCKET_ENTRIES {
         // SAFETY: a bucket has so many words; a plain load of an aligned word is never torn.
         let (word, entry) = unsafe { (words.add(i), Entry(words.add(i).read_volatile())) };
         if entry.tag() == wanted && !entry.is_free() {
-            return Some(Found { word, entry });
+            return Found { word, entry };
         }
         i += 1;
     }
-    None
+    Found::NOTHING
 }
 
 /// Brings an entry up to date. Whoever changes the state also keeps the count of active flows.
@@ -55,29 +70,46 @@ pub fn touch(found: &Found, state: u8, now: u16) {
 
 /// Puts a new entry into the better place of the flow's two buckets, and gives up what was there. False if other CPUs
 /// were faster each time; the flow then goes by its ring slot.
+#[inline(always)]
+pub fn insert(hash: u64, backend: u16, state: u8, now: u16) -> bool {
+    affinity_insert(hash, backend as u32, state as u32, now as u32) != 0
+}
+
+/// See [`insert`]. Exported so that the verifier checks it once by itself, not anew for every caller.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn insert(settings: &Settings, hash: u64, backend: u16, state: u8, now: u16) -> bool {
+pub extern "C" fn affinity_insert(hash: u64, backend: u32, state: u32, now: u32) -> u32 {
+    let Some(settings) = maps::settings() else {
+        return 0;
+    };
+    let (backend, state, now) = (backend as u16, state as u8, now as u16);
     let new = Entry::new(tag(hash), backend, state, now);
     let first = bucket(hash, settings.affinity_mask);
     let mut attempt = 0;
     while attempt < 3 {
-        let Some(mut place) = cheapest(settings, first, now) else {
-            return false;
-        };
-        if place.entry.keep_rank(settings, now) >= LIVE_RANK {
+        attempt += 1;
+        let mut index = first;
+        let mut best = cheapest(settings, first, now);
+        if rank_of(best) >= LIVE_RANK {
             let second = other_bucket(first, tag(hash), settings.affinity_mask);
-            if let Some(other) = cheapest(settings, second, now)
-                && other.entry.keep_rank(settings, now) < place.entry.keep_rank(settings, now)
-            {
-                place = other;
+            let other = cheapest(settings, second, now);
+            if rank_of(other) < rank_of(best) {
+                (index, best) = (second, other);
             }
         }
-        if replace(&place, new) {
-            return true;
+        let Some(words) = maps::bucket(index) else {
+            return 0;
+        };
+        // SAFETY: the index is below the number of words in a bucket.
+        let place = unsafe { words.cast::<u64>().add(best as usize & (BUCKET_ENTRIES - 1)) };
+        // SAFETY: as above.
+        let entry = Entry(unsafe { place.read_volatile() });
+        // Another CPU may have used the place since; a better one is looked for then.
+        if entry.keep_rank(settings, now) <= rank_of(best) && replace(&Found { word: place, entry }, new) {
+            return 1;
         }
-        attempt += 1;
     }
-    false
+    0
 }
 
 /// Replaces an entry, if it is still there.
@@ -92,25 +124,39 @@ pub fn replace(place: &Found, new: Entry) -> bool {
     true
 }
 
-/// The entry of a bucket that is given up most willingly.
+/// The entry of a bucket that is given up most willingly: its rank, and in the lowest three bits its index.
 #[inline(always)]
-fn cheapest(settings: &Settings, index: u32, now: u16) -> Option<Found> {
-    let words = maps::bucket(index)?.cast::<u64>();
-    let mut best_index = 0usize;
-    let mut best_rank = u32::MAX;
-    let mut best = Entry(0);
+fn cheapest(settings: &Settings, index: u32, now: u16) -> u32 {
+    let Some(words) = maps::bucket(index) else {
+        return u32::MAX;
+    };
+    let words = words.cast::<u64>();
+    let mut best = u32::MAX as u64;
     let mut i = 0;
     while i < BUCKET_ENTRIES {
         // SAFETY: a bucket has so many words.
         let entry = Entry(unsafe { words.add(i).read_volatile() });
-        let rank = entry.keep_rank(settings, now);
-        if rank < best_rank {
-            (best_index, best_rank, best) = (i, rank, entry);
-        }
-        i += 1;
+        let candidate = ((entry.keep_rank(settings, now) as u64) << 3) | i as u64;
+        best ^= (best ^ candidate) & ones_if_less(candidate, best);
+        // In assembly, so that the loop is not unrolled: all eight entries at once do not fit on the stack.
+        // SAFETY: an addition.
+        unsafe { core::arch::asm!("{0} += 1", inout(reg) i, options(pure, nomem, nostack)) };
     }
-    // SAFETY: the index is below the number of words in a bucket.
-    Some(Found { word: unsafe { words.add(best_index & (BUCKET_ENTRIES - 1)) }, entry: best })
+    best as u32
+}
+
+/// All ones if `a < b`, else zero; both below 2^63. In assembly, as the compiler makes a branch of every other form, and
+/// branches multiply for the verifier (see `Entry::keep_rank`).
+#[inline(always)]
+fn ones_if_less(mut a: u64, b: u64) -> u64 {
+    // SAFETY: two arithmetic instructions.
+    unsafe { core::arch::asm!("{0} -= {1}", "{0} s>>= 63", inout(reg) a, in(reg) b, options(pure, nomem, nostack)) };
+    a
+}
+
+#[inline(always)]
+fn rank_of(cheapest: u32) -> u32 {
+    cheapest >> 3
 }
 
 const _: () = assert!(size_of::<Bucket>() == BUCKET_ENTRIES * 8);

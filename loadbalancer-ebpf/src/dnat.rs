@@ -27,9 +27,10 @@ pub fn to_client<F: Family>(
     let vip = F::addr(&reply.vip);
     let vip_port = if reply.port.0 == 0 { packet.sport } else { reply.port };
     let hash = F::hash(settings.seed, packet.dst, vip, packet.dport, vip_port, packet.protocol);
-    let Some(found) = affinity::find(settings, hash) else {
+    let found = affinity::find(settings, hash);
+    if !found.is_some() {
         return Verdict::pass(Outcome::NotOurs);
-    };
+    }
     let now = maps::now() as u16 & TIME_MASK;
     let next = if packet.is_tcp() {
         state::after_tcp(found.entry.state(), packet.tcp_flags, false)

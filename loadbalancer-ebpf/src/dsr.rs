@@ -1,7 +1,7 @@
 //! To the server, for every mode but `nat`: an affinity entry holds the flow.
 
 use aya_ebpf::programs::XdpContext;
-use loadbalancer_common::affinity::state;
+use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::clock::{TIME_MASK, age};
 use loadbalancer_common::outcome::Outcome;
@@ -29,13 +29,11 @@ pub fn to_server<F: Family>(
     let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
     let now = maps::now() as u16 & TIME_MASK;
     let found = affinity::find(settings, hash);
-    let chosen = match found {
-        Some(found) => known_flow(service, settings, packet, &found, now),
-        None => NO_BACKEND,
-    };
-    let chosen = if chosen != NO_BACKEND {
-        chosen
-    } else {
+    let mut chosen = NO_BACKEND;
+    if found.is_some() {
+        chosen = known_flow(service, settings, packet, &found, now);
+    }
+    if chosen == NO_BACKEND {
         let client = if service.has(Service::CLIENT_AFFINITY) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {
@@ -49,23 +47,18 @@ pub fn to_server<F: Family>(
             Kind::Middle
         };
         let new = NewFlow { hash, client, service: service_id, now, kind, has_entry: found.is_some() };
-        match Choice::from_word(new_flow(settings, service, &new)).get() {
-            Ok(id) => {
-                if service.mode == mode::DNAT {
-                    remember_client::<F>(ctx, packet);
-                }
-                id
-            }
+        match new_flow(&new).get() {
+            Ok(id) => chosen = id,
             Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
         }
-    };
+        if service.mode == mode::DNAT {
+            remember_client::<F>(ctx, packet);
+        }
+    }
     let Some(backend) = maps::backend(chosen) else {
         return Verdict::drop(service_id, Outcome::Internal);
     };
-    if service.mode == mode::DNAT
-        && let Some(found) = found
-        && found.entry.time() != now
-    {
+    if service.mode == mode::DNAT && found.is_some() && found.entry.time() != now {
         remember_client::<F>(ctx, packet);
     }
     send::<F>(ctx, packet, service_id, service, backend, chosen, hash)
@@ -103,7 +96,7 @@ fn known_flow<A>(service: &Service, settings: &Settings, packet: &Packet<A>, fou
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+enum Kind {
     Syn,
     /// TCP, but not the first packet.
     Middle,
@@ -111,37 +104,63 @@ pub enum Kind {
 }
 
 /// What choosing a server needs to know of a flow.
-pub struct NewFlow {
-    pub hash: u64,
+struct NewFlow {
+    hash: u64,
     /// Hash of the client, for services with client affinity; else zero.
-    pub client: u64,
-    pub service: u16,
-    pub now: u16,
-    pub kind: Kind,
+    client: u64,
+    service: u16,
+    now: u16,
+    kind: Kind,
     /// There is an entry, of a flow that is over or that lost its server.
-    pub has_entry: bool,
+    has_entry: bool,
 }
 
+#[inline(always)]
+fn new_flow(flow: &NewFlow) -> Choice {
+    let service_now = (flow.service as u32) << 16 | flow.now as u32;
+    let kind = (flow.kind as u32) << 1 | flow.has_entry as u32;
+    Choice::from_word(affinity_new_flow(flow.hash, flow.client, service_now, kind))
+}
+
+/// See [`new_flow`]. Exported so that the verifier checks it once by itself, with a stack of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn new_flow(settings: &Settings, service: &Service, flow: &NewFlow) -> u32 {
+pub extern "C" fn affinity_new_flow(hash: u64, client: u64, service_now: u32, kind: u32) -> u32 {
+    let flow = NewFlow {
+        hash,
+        client,
+        service: (service_now >> 16) as u16,
+        now: service_now as u16,
+        kind: match kind >> 1 {
+            0 => Kind::Syn,
+            1 => Kind::Middle,
+            _ => Kind::Udp,
+        },
+        has_entry: kind & 1 != 0,
+    };
+    open(&flow).word()
+}
+
+#[inline(always)]
+fn open(flow: &NewFlow) -> Choice {
     // A middle packet whose server is gone cannot go on anywhere.
     if flow.has_entry && flow.kind == Kind::Middle {
-        return Choice::refused(Refusal::ServerGone).word();
+        return Choice::refused(Refusal::ServerGone);
     }
+    let (Some(settings), Some(service)) = (maps::settings(), maps::service(flow.service)) else {
+        return Choice::refused(Refusal::Internal);
+    };
     let choice = choose(settings, service, flow);
-    let Ok(id) = Choice::from_word(choice).get() else {
+    let Ok(id) = choice.get() else {
         return choice;
     };
     let first_state = if flow.kind == Kind::Udp { state::UDP } else { state::TCP_SYN };
-    let replaced = flow.has_entry
-        && match affinity::find(settings, flow.hash) {
-            Some(found) => affinity::replace(
-                &found,
-                loadbalancer_common::affinity::Entry::new(found.entry.tag(), id, first_state, flow.now),
-            ),
-            None => false,
-        };
-    if !replaced && !affinity::insert(settings, flow.hash, id, first_state, flow.now) {
+    let mut replaced = false;
+    let found = affinity::find(settings, flow.hash);
+    if flow.has_entry && found.is_some() {
+        replaced = affinity::replace(&found, Entry::new(found.entry.tag(), id, first_state, flow.now));
+    }
+    if !replaced && !affinity::insert(flow.hash, id, first_state, flow.now) {
         // Without an entry nothing would ever end the flow.
         maps::release(id);
     }
@@ -151,50 +170,37 @@ fn new_flow(settings: &Settings, service: &Service, flow: &NewFlow) -> u32 {
 
 /// A server, counted as having one more flow.
 #[inline(always)]
-fn choose(settings: &Settings, service: &Service, flow: &NewFlow) -> u32 {
+fn choose(settings: &Settings, service: &Service, flow: &NewFlow) -> Choice {
     if flow.kind == Kind::Middle {
         // Another gateway, or an entry that was given up: the ring is what all agree on.
         let hash = if flow.client != 0 { flow.client } else { flow.hash };
         return match admit::ring_slot(service, hash) {
             Some(id) => {
                 maps::reserve(id, u32::MAX);
-                Choice::backend(id).word()
+                Choice::backend(id)
             }
-            None => Choice::refused(Refusal::NoServer).word(),
+            None => Choice::refused(Refusal::NoServer),
         };
     }
     if flow.client == 0 {
-        return admit::new_flow(flow.service, flow.hash, NO_BACKEND as u32);
+        return admit::new_flow(flow.service, flow.hash, NO_BACKEND);
     }
     for_client(settings, flow.service, flow.client, flow.now)
 }
 
 /// A server for a flow of a client that is to stay on one server.
 #[inline(always)]
-pub fn for_client(settings: &Settings, service: u16, client: u64, now: u16) -> u32 {
-    let known = match affinity::find(settings, client) {
-        Some(found) if age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize] => Some(found),
-        _ => None,
-    };
-    let preferred = match known {
-        Some(found) => found.entry.backend(),
-        None => NO_BACKEND,
-    };
-    let choice = admit::new_flow(service, client, preferred as u32);
-    if let Ok(id) = Choice::from_word(choice).get() {
-        match known {
-            Some(found) if found.entry.backend() == id => affinity::touch(&found, state::CLIENT, now),
-            Some(found) => {
-                let new = loadbalancer_common::affinity::Entry::new(found.entry.tag(), id, state::CLIENT, now);
-                if !affinity::replace(&found, new) {
-                    // Another CPU has just done the same.
-                }
-            }
-            None => {
-                if !affinity::insert(settings, client, id, state::CLIENT, now) {
-                    // The next flow tries again.
-                }
-            }
+pub fn for_client(settings: &Settings, service: u16, client: u64, now: u16) -> Choice {
+    let found = affinity::find(settings, client);
+    let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
+    let preferred = if known { found.entry.backend() } else { NO_BACKEND };
+    let choice = admit::new_flow(service, client, preferred);
+    if let Ok(id) = choice.get() {
+        // What another CPU does meanwhile is as good; the next flow tries again.
+        if !found.is_some() {
+            affinity::insert(client, id, state::CLIENT, now);
+        } else {
+            affinity::replace(&found, Entry::new(found.entry.tag(), id, state::CLIENT, now));
         }
     }
     choice
@@ -250,5 +256,5 @@ pub fn send<F: Family>(
         fragment::remember::<F>(packet, packet.src, dst, service_id, backend_id, path_id, None);
     }
     maps::count_to_server(backend_id, packet.length);
-    forward::by_path::<F>(ctx, packet, service_id, path, hash, Outcome::Forwarded)
+    forward::by_path::<F>(ctx, packet, service_id, path_id, hash, Outcome::Forwarded)
 }

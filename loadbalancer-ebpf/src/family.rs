@@ -1,5 +1,6 @@
 //! What differs between IPv4 and IPv6. The pipeline is compiled once per family.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::checksum::{replace16, replace32, update};
 use loadbalancer_common::conntrack::{Fragment, FragmentKey, Translation, Tuple};
@@ -181,7 +182,7 @@ fn transport<A>(ctx: &XdpContext, packet: &mut Packet<A>) -> Option<()> {
 /// Whether the frame holds so many bytes from an offset on.
 #[inline(always)]
 fn holds(ctx: &XdpContext, from: usize, bytes: usize) -> bool {
-    ctx.data() + from + bytes <= ctx.data_end() || from + bytes <= frame::length(ctx)
+    frame::start(ctx) + from + bytes <= frame::end(ctx) || from + bytes <= frame::length(ctx)
 }
 
 pub struct V4;
@@ -534,42 +535,66 @@ impl Family for V6 {
 /// Looks through extension headers for the transport protocol (RFC 8200, section 4).
 #[inline(always)]
 fn extensions(ctx: &XdpContext, packet: &mut Packet<Addr6>) -> Option<()> {
-    for _ in 0..MAX_EXTENSIONS {
-        let at = packet.l4 as usize;
-        let length = match packet.protocol {
-            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
-                let [next, units] = frame::load::<[u8; 2]>(ctx, at)?;
-                packet.protocol = next;
-                (units as usize + 1) * 8
-            }
-            protocol::AUTHENTICATION => {
-                let [next, units] = frame::load::<[u8; 2]>(ctx, at)?;
-                packet.protocol = next;
-                (units as usize + 2) * 4
-            }
-            protocol::FRAGMENT => {
-                let [head, id] = frame::load::<[u32; 2]>(ctx, at)?;
-                let head = u32::from_be(head);
-                packet.protocol = (head >> 24) as u8;
-                packet.fragment_id = id;
-                // Offset in the upper 13 bits of the lower half, "more" in its lowest. Neither: an atomic fragment
-                // (RFC 6946), which is a whole packet.
-                if head & 0xfff8 != 0 {
-                    packet.part = Part::Later;
-                } else if head & 1 != 0 {
-                    packet.part = Part::First;
-                }
-                8
-            }
-            _ => return Some(()),
-        };
-        if at + length > frame::MAX_OFFSET {
-            return None;
+    let end = ipv6_transport(ctx.ctx, packet.l4 as u32, packet.protocol as u32);
+    packet.protocol = end as u8;
+    packet.part = match (end >> 8) as u8 {
+        0 => Part::Whole,
+        1 => Part::First,
+        2 => Part::Later,
+        _ => return None,
+    };
+    packet.l4 = (end >> 16) as u16;
+    packet.fragment_id = (end >> 32) as u32;
+    Some(())
+}
+
+/// See [`extensions`]. Protocol, part (3: headers cut short), offset and fragment number, from the lowest bits upwards.
+/// Exported so that the verifier walks the loop by itself; inlined, it would multiply all that follows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ipv6_transport(ctx: *mut xdp_md, at: u32, protocol: u32) -> u64 {
+    const CUT_SHORT: u64 = 3 << 8;
+    let ctx = &XdpContext::new(ctx);
+    let (mut at, mut protocol, mut part, mut id) = (at as usize & 0xff, protocol as u8, 0u64, 0u32);
+    let mut i = 0;
+    while i < MAX_EXTENSIONS {
+        i += 1;
+        let is_fragment = protocol == protocol::FRAGMENT;
+        if !is_fragment
+            && protocol != protocol::HOP_BY_HOP
+            && protocol != protocol::ROUTING
+            && protocol != protocol::DESTINATION_OPTIONS
+            && protocol != protocol::AUTHENTICATION
+        {
+            break;
         }
-        packet.l4 = (at + length) as u16;
-        if packet.part == Part::Later {
-            return Some(());
+        // Every extension header has eight bytes at least.
+        let Some([head, second]) = frame::load::<[u32; 2]>(ctx, at) else {
+            return CUT_SHORT;
+        };
+        let head = u32::from_be(head);
+        let units = (head >> 16) as usize & 0xff;
+        at += if is_fragment {
+            8
+        } else if protocol == protocol::AUTHENTICATION {
+            (units + 2) * 4
+        } else {
+            (units + 1) * 8
+        };
+        protocol = (head >> 24) as u8;
+        if at > frame::MAX_OFFSET {
+            return CUT_SHORT;
+        }
+        if is_fragment {
+            id = second;
+            // Offset in the upper 13 bits of the lower half, "more" in its lowest. Neither: an atomic fragment
+            // (RFC 6946), which is a whole packet.
+            if head & 0xfff8 != 0 {
+                part = 2;
+                break;
+            }
+            part = (head & 1) as u64;
         }
     }
-    Some(())
+    protocol as u64 | part << 8 | (at as u64) << 16 | (id as u64) << 32
 }

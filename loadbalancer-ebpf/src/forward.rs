@@ -1,6 +1,6 @@
 //! The last stage: the new link and outer headers, and out.
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::backend::{Backend, PATH_SLOTS};
@@ -11,9 +11,10 @@ use loadbalancer_common::path::{HEADER_ROOM, LastHop, Path, encap};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use crate::family::Family;
+use crate::family::{Family, V4, V6};
 use crate::frame;
 use crate::icmp;
+use crate::maps;
 use crate::parse::{Packet, TAG_LEN};
 use crate::verdict::Verdict;
 
@@ -47,24 +48,78 @@ pub fn obstacle<F: Family>(
     None
 }
 
+/// The same for ICMP errors and later fragments, about which no error may be sent (RFC 1122, section 3.2.2).
+#[inline(always)]
+pub fn unanswered_obstacle<A>(packet: &Packet<A>, service: u16, ifindex: u32, mtu: u16) -> Option<Verdict> {
+    let outcome = if ifindex == 0 {
+        Outcome::NoPath
+    } else if packet.ttl <= 1 {
+        Outcome::TtlDropped
+    } else if mtu != 0 && packet.length > mtu {
+        Outcome::TooBigDropped
+    } else {
+        return None;
+    };
+    Some(Verdict::drop(service, outcome))
+}
+
 /// Puts the path's header in place of the link header and sends the frame.
 #[inline(always)]
 pub fn by_path<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
     service: u16,
-    path: &Path,
+    path_id: u32,
     hash: u64,
     outcome: Outcome,
 ) -> Verdict {
+    let shape = Shape { l3: packet.l3 as u8, tos: packet.tos, length: packet.length, v6: F::V6 };
+    let sent = Verdict::new(0, service, outcome);
+    Verdict::from_word(forward_by_path(ctx.ctx, path_id, shape.word(), hash, sent.word()))
+}
+
+/// What encapsulation needs to know of a packet, in one word.
+struct Shape {
+    l3: u8,
+    tos: u8,
+    length: u16,
+    v6: bool,
+}
+
+impl Shape {
+    #[inline(always)]
+    fn word(&self) -> u64 {
+        self.l3 as u64 | (self.tos as u64) << 8 | (self.length as u64) << 16 | (self.v6 as u64) << 32
+    }
+
+    #[inline(always)]
+    fn from_word(word: u64) -> Self {
+        Self { l3: word as u8, tos: (word >> 8) as u8, length: (word >> 16) as u16, v6: (word >> 32) & 1 != 0 }
+    }
+}
+
+/// See [`by_path`]. Exported so that the verifier checks the many kinds of headers once, not anew for every way that
+/// leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forward_by_path(ctx: *mut xdp_md, path_id: u32, shape: u64, hash: u64, verdict: u64) -> u64 {
+    let ctx = &XdpContext::new(ctx);
+    let packet = Shape::from_word(shape);
+    let verdict = Verdict::from_word(verdict);
+    let failed = verdict.instead(xdp_action::XDP_DROP, Outcome::Internal).word();
+    let Some(path) = maps::path(path_id) else {
+        return failed;
+    };
     if !frame::grow_head(ctx, path.header_len as i32 - packet.l3 as i32) || !copy_header(ctx, path) {
-        return Verdict::drop(service, Outcome::Internal);
+        return failed;
     }
     let l2 = path.l2_len as usize;
+    let (ethertype, protocol) =
+        if packet.v6 { (V6::ETHERTYPE, V6::TUNNELLED) } else { (V4::ETHERTYPE, V4::TUNNELLED) };
     let done = match path.encap {
-        encap::NONE => frame::store(ctx, l2 - 2, F::ETHERTYPE),
-        encap::IPV4 => outer4(ctx, l2, path, packet.tos, packet.length, F::TUNNELLED),
-        encap::IPV6 => outer6(ctx, l2, packet.tos, packet.length, F::TUNNELLED, hash),
+        encap::NONE => frame::store(ctx, l2 - 2, ethertype),
+        encap::IPV4 => outer4(ctx, l2, path, packet.tos, packet.length, protocol),
+        encap::IPV6 => outer6(ctx, l2, packet.tos, packet.length, protocol, hash),
         encap::GUE_IPV4 => {
             outer4(ctx, l2, path, packet.tos, packet.length + 8, 0)
                 && outer_udp(ctx, l2 + Ipv4Hdr::LEN, packet.length, hash)
@@ -76,20 +131,20 @@ pub fn by_path<F: Family>(
         _ => false,
     };
     if !done {
-        return Verdict::drop(service, Outcome::Internal);
+        return failed;
     }
-    out(ctx, path.ifindex, service, outcome)
+    verdict.with_action(action_for(ctx, path.ifindex)).word()
 }
 
+/// Out of an interface, which may be the one that the frame came from.
 #[inline(always)]
-fn out(ctx: &XdpContext, ifindex: u32, service: u16, outcome: Outcome) -> Verdict {
-    let action = if ifindex == ctx.ingress_ifindex() as u32 {
+fn action_for(ctx: &XdpContext, ifindex: u32) -> u32 {
+    if ifindex == ctx.ingress_ifindex() as u32 {
         xdp_action::XDP_TX
     } else {
         // SAFETY: the helper takes any number; one that is no interface is an aborted frame.
         unsafe { bpf_redirect(ifindex, 0) as u32 }
-    };
-    Verdict { action, service, outcome }
+    }
 }
 
 /// Copies the prebuilt header. The usual lengths are copied by a fixed number of words.
@@ -224,7 +279,7 @@ pub fn to_client<F: Family>(
     if !done {
         return Verdict::drop(service, Outcome::Internal);
     }
-    out(ctx, hop.ifindex, service, outcome)
+    Verdict::new(action_for(ctx, hop.ifindex), service, outcome)
 }
 
 /// Largest IP packet of the interface on which the frame came; zero if the kernel does not say.

@@ -25,15 +25,6 @@ fn key<A: Copy>(packet: &Packet<A>) -> FragmentKey<A> {
 }
 
 /// Notes where the first fragment goes. `hop` is given for packets to a client.
-#[inline(never)]
-fn note<F: Family>(packet: &Packet<F::Addr>, fragment: &Fragment<F::Addr>) -> u32 {
-    if !F::insert_fragment(&key(packet), fragment) {
-        // The later fragments will be counted as unknown.
-    }
-    0
-}
-
-/// See [`note`].
 #[inline(always)]
 pub fn remember<F: Family>(
     packet: &Packet<F::Addr>,
@@ -44,15 +35,28 @@ pub fn remember<F: Family>(
     path: u32,
     hop: Option<&LastHop>,
 ) {
-    let last_hop = match hop {
-        Some(hop) => *hop,
-        None => LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 },
+    // Not on the stack, of which there is little. Opening a flow, which uses the same memory, is over by now.
+    let Some(note) = maps::scratch::<Fragment<F::Addr>>() else {
+        return;
     };
-    note::<F>(packet, &Fragment { src, dst, service, backend, path, last_hop });
+    // SAFETY: this CPU's own memory, of which there is no other reference now.
+    let note = unsafe { &mut *note };
+    (note.src, note.dst) = (src, dst);
+    (note.service, note.backend, note.path) = (service, backend, path);
+    if let Some(hop) = hop {
+        note.last_hop = *hop;
+    }
+    insert::<F>(packet, note);
+}
+
+#[inline(never)]
+fn insert<F: Family>(packet: &Packet<F::Addr>, fragment: &Fragment<F::Addr>) -> u32 {
+    // If it fails, the later fragments will be counted as unknown.
+    F::insert_fragment(&key(packet), fragment) as u32
 }
 
 /// A fragment without ports.
-#[inline(always)]
+#[inline(never)]
 pub fn later<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
     let Some(first) = F::fragment(&key(packet)) else {
         let address = VipKey { addr: packet.dst, port: Be16(0), protocol: F::ICMP, pad: 0 };
@@ -67,7 +71,7 @@ pub fn later<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
         Some(path) if first.path != 0 => (path.ifindex, path.mtu),
         _ => (first.last_hop.ifindex, first.last_hop.mtu),
     };
-    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, ifindex, mtu) {
+    if let Some(verdict) = forward::unanswered_obstacle(packet, service, ifindex, mtu) {
         return verdict;
     }
     if !F::spend_ttl(ctx, packet.l3 as usize)
@@ -76,9 +80,9 @@ pub fn later<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
         return Verdict::drop(service, Outcome::Internal);
     }
     match path {
-        Some(path) if first.path != 0 => {
+        Some(_) if first.path != 0 => {
             maps::count_to_server(first.backend, packet.length);
-            forward::by_path::<F>(ctx, packet, service, path, 0, Outcome::FragmentForwarded)
+            forward::by_path::<F>(ctx, packet, service, first.path, 0, Outcome::FragmentForwarded)
         }
         _ => {
             maps::count_to_client(first.backend, packet.length);

@@ -3,31 +3,53 @@
 //! Headers are read and written as whole fields. Their addresses need not be aligned: BPF on the architectures that XDP
 //! serves allows it, and Rust's alignment rule only selects the width of the instruction here.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{__be32, xdp_md};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 
 /// Largest offset at which a header is looked for. Two VLAN tags, an IPv6 header with extension headers and an embedded
-/// packet fit; the verifier needs a bound.
+/// packet fit.
 pub const MAX_OFFSET: usize = 0x3ff;
 
 /// Bytes of a generated ICMP error that quote a long packet. RFC 792 asks for 8 beyond the IP header, RFC 1812 for up
 /// to 576 in all; `bpf_csum_diff` sums at most 512.
 pub const LONG_QUOTE: usize = 512;
 
+/// First byte of the frame.
+///
+/// The kernel makes a pointer of this 32-bit load. In assembly, because the compiler would otherwise extend the value to
+/// 64 bits wherever it is used, and so turn the pointer into a number.
+#[inline(always)]
+pub fn start(ctx: &XdpContext) -> usize {
+    let start: usize;
+    // SAFETY: the first field of the context.
+    unsafe { asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) ctx.ctx, options(readonly, nostack)) };
+    start
+}
+
+/// End of the frame's linear part. See [`start`].
+#[inline(always)]
+pub fn end(ctx: &XdpContext) -> usize {
+    let end: usize;
+    // SAFETY: the second field of the context.
+    unsafe { asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) ctx.ctx, options(readonly, nostack)) };
+    end
+}
+
 /// Pointer to a `T` at an offset, if the frame's linear part holds it completely.
 #[inline(always)]
 pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data();
-    let end = ctx.data_end();
-    if offset > MAX_OFFSET {
-        return None;
+    let (mut pointer, end) = (start(ctx), end(ctx));
+    // In assembly, because the compiler would otherwise compute the address twice, in two ways, and the verifier would not
+    // see that what was checked is what is used. The mask is the bound that the verifier wants on every offset; no caller
+    // comes near it (see `MAX_OFFSET`).
+    // SAFETY: two arithmetic instructions.
+    unsafe {
+        asm!("{1} &= 4095", "{0} += {1}", inout(reg) pointer, inout(reg) offset => _, options(pure, nomem, nostack));
     }
-    let pointer = start + offset;
-    if pointer + size_of::<T>() > end {
-        return None;
-    }
-    Some(pointer as *mut T)
+    if pointer + size_of::<T>() > end { None } else { Some(pointer as *mut T) }
 }
 
 #[inline(always)]

@@ -18,7 +18,7 @@ use crate::family::{DONT_FRAGMENT4, Family, Ip4, Ip6, Rewrite};
 use crate::forward;
 use crate::frame::{self, LONG_QUOTE};
 use crate::maps;
-use crate::parse::{Packet, Part};
+use crate::parse::Packet;
 use crate::verdict::Verdict;
 
 /// Hop limit of what we send ourselves (RFC 1700).
@@ -76,7 +76,7 @@ pub fn to_us<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F
 }
 
 /// Answers an echo request: type, addresses and checksums are changed in place (RFC 792, RFC 4443).
-#[inline(always)]
+#[inline(never)]
 fn echo<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16) -> Verdict {
     let (l3, l4) = (packet.l3 as usize, packet.l4 as usize);
     let request = u16::from_ne_bytes([ECHO_REQUEST[F::V6 as usize], 0]);
@@ -126,41 +126,63 @@ struct Quoted<A> {
     sport: Be16,
     dport: Be16,
     protocol: u8,
-    l3: usize,
-    l4: usize,
+    l3: u32,
+    l4: u32,
 }
 
+/// An error's quote, and what the error becomes. In scratch memory, as it is too large for the stack.
+#[repr(C)]
+struct Work<A> {
+    quoted: Quoted<A>,
+    new: Rewritten<A>,
+}
+
+/// This CPU's scratch memory with the quote of an error filled in.
 #[inline(always)]
-fn quoted<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Option<Quoted<F::Addr>> {
+fn work<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Option<&'static mut Work<F::Addr>> {
+    let work = maps::scratch::<Work<F::Addr>>()?;
+    // SAFETY: this CPU's own memory, of which there is no other reference in this program.
+    let work = unsafe { &mut *work };
+    if read_quote::<F>(ctx, packet, &mut work.quoted) { Some(work) } else { None }
+}
+
+/// Reads the quoted packet: an address at a time, so that little is on the stack.
+#[inline(never)]
+fn read_quote<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, quoted: &mut Quoted<F::Addr>) -> bool {
     let l3 = packet.l4 as usize + Icmpv4Hdr::LEN;
-    let (src, dst, protocol, l4);
+    let l4;
     if F::V6 {
-        let header = frame::at::<Ip6>(ctx, l3)?;
+        let Some(header) = frame::at::<Ip6>(ctx, l3) else {
+            return false;
+        };
         // SAFETY: `at` has checked the address.
         let ip = unsafe { &*header };
-        (src, dst) = (F::from_v6(ip.src), F::from_v6(ip.dst));
-        protocol = ip.next;
+        (quoted.src, quoted.dst) = (F::from_v6(ip.src), F::from_v6(ip.dst));
+        quoted.protocol = ip.next;
         l4 = l3 + F::HEADER;
     } else {
-        let header = frame::at::<Ip4>(ctx, l3)?;
+        let Some(header) = frame::at::<Ip4>(ctx, l3) else {
+            return false;
+        };
         // SAFETY: `at` has checked the address.
         let ip = unsafe { &*header };
         if ip.fragment.get() & 0x1fff != 0 || ip.version_ihl < 0x45 {
-            return None;
+            return false;
         }
-        (src, dst) = (F::from_v4(ip.src), F::from_v4(ip.dst));
-        protocol = ip.ttl_protocol[1];
+        (quoted.src, quoted.dst) = (F::from_v4(ip.src), F::from_v4(ip.dst));
+        quoted.protocol = ip.ttl_protocol[1];
         l4 = l3 + (ip.version_ihl & 15) as usize * 4;
     }
-    if protocol != protocol::TCP && protocol != protocol::UDP {
-        return None;
-    }
-    let [sport, dport] = frame::load::<[Be16; 2]>(ctx, l4)?;
-    Some(Quoted { src, dst, sport, dport, protocol, l3, l4 })
+    (quoted.l3, quoted.l4) = (l3 as u32, l4 as u32);
+    let Some([sport, dport]) = frame::load::<[Be16; 2]>(ctx, l4) else {
+        return false;
+    };
+    (quoted.sport, quoted.dport) = (sport, dport);
+    quoted.protocol == protocol::TCP || quoted.protocol == protocol::UDP
 }
 
 /// A router or the client complains about what a server sent: the server must hear it (path MTU above all).
-#[inline(always)]
+#[inline(never)]
 fn error_to_server<F: Family>(
     ctx: &XdpContext,
     settings: &Settings,
@@ -168,9 +190,10 @@ fn error_to_server<F: Family>(
     address_service: u16,
 ) -> Verdict {
     let unknown = Verdict::drop(address_service, Outcome::IcmpUnknown);
-    let Some(quoted) = quoted::<F>(ctx, packet) else {
+    let Some(work) = work::<F>(ctx, packet) else {
         return unknown;
     };
+    let quoted = &work.quoted;
     let service_id = match classify::vip::<F>(settings, quoted.src, quoted.sport, quoted.protocol) {
         Some(vip) if vip.kind == Vip::SERVICE => vip.service,
         _ => return unknown,
@@ -178,17 +201,17 @@ fn error_to_server<F: Family>(
     let Some(service) = maps::service(service_id) else {
         return unknown;
     };
-    let mut rewritten =
-        Rewritten { outer_src: packet.src, outer_dst: packet.dst, inner: sent_as(&quoted), changes: false };
+    let new = &mut work.new;
+    *new = Rewritten { outer_src: packet.src, outer_dst: packet.dst, inner: sent_as(quoted), changes: false };
     let (hash, backend_id);
     if service.mode == mode::NAT {
-        let key = tuple(&quoted);
+        let key = tuple(quoted);
         let Some(found) = F::translation(&key) else {
             return unknown;
         };
         // SAFETY: conntrack values live until a grace period after their removal.
         let flow = unsafe { &*found };
-        rewritten = Rewritten {
+        *new = Rewritten {
             outer_src: flow.src,
             outer_dst: flow.dst,
             inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
@@ -202,12 +225,14 @@ fn error_to_server<F: Family>(
         } else {
             hash
         };
-        backend_id = match affinity::find(settings, hash) {
-            Some(found) => found.entry.backend(),
-            None => match admit::ring_slot(service, slot_hash) {
+        let found = affinity::find(settings, hash);
+        backend_id = if found.is_some() {
+            found.entry.backend()
+        } else {
+            match admit::ring_slot(service, slot_hash) {
                 Some(id) => id,
                 None => return unknown,
-            },
+            }
         };
     }
     let Some(backend) = maps::backend(backend_id) else {
@@ -215,90 +240,90 @@ fn error_to_server<F: Family>(
     };
     if service.mode == mode::DNAT {
         let server = F::addr(&backend.addr);
-        rewritten.outer_dst = server;
-        rewritten.inner.src = server;
+        new.outer_dst = server;
+        new.inner.src = server;
         if backend.port.0 != 0 {
-            rewritten.inner.sport = backend.port;
+            new.inner.sport = backend.port;
         }
-        rewritten.changes = true;
+        new.changes = true;
     }
-    let Some(path) = maps::path(forward::path_of(backend, hash)) else {
+    let path_id = forward::path_of(backend, hash);
+    let Some(path) = maps::path(path_id) else {
         return Verdict::drop(service_id, Outcome::NoPath);
     };
-    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
+    if let Some(verdict) = forward::unanswered_obstacle(packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    if !translate::<F>(ctx, packet, &quoted, &rewritten) {
+    if !translate::<F>(ctx, packet, work) {
         return Verdict::drop(service_id, Outcome::Internal);
     }
     maps::count_to_server(backend_id, packet.length);
-    forward::by_path::<F>(ctx, packet, service_id, path, hash, Outcome::IcmpForwarded)
+    forward::by_path::<F>(ctx, packet, service_id, path_id, hash, Outcome::IcmpForwarded)
 }
 
 /// The server, or a router on the way to it, complains about what `nat` sent: the client must hear it.
-#[inline(always)]
+#[inline(never)]
 fn error_to_nat_source<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
-    let Some(quoted) = quoted::<F>(ctx, packet) else {
+    let Some(work) = work::<F>(ctx, packet) else {
         return Verdict::pass(Outcome::NotOurs);
     };
-    let key = tuple(&quoted);
+    let key = tuple(&work.quoted);
     let Some(found) = F::translation(&key) else {
         return Verdict::pass(Outcome::NotOurs);
     };
     // SAFETY: conntrack values live until a grace period after their removal.
     let flow = unsafe { &*found };
-    let rewritten = Rewritten {
+    work.new = Rewritten {
         outer_src: flow.src,
         outer_dst: flow.dst,
         inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
         changes: true,
     };
-    let hop = flow.last_hop;
-    error_to_client::<F>(ctx, packet, &quoted, flow.service, &hop, &rewritten)
+    error_to_client::<F>(ctx, packet, work, flow.service, &flow.last_hop)
 }
 
 /// The server, or a router on the way to it, complains to the client itself about what `dnat` sent on: what it quotes
 /// must look again as the client sent it.
-#[inline(always)]
+#[inline(never)]
 fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     let pass = Verdict::pass(Outcome::NotOurs);
-    let Some(quoted) = quoted::<F>(ctx, packet) else {
+    let Some(work) = work::<F>(ctx, packet) else {
         return pass;
     };
+    let quoted = &work.quoted;
     let Some(reply) = classify::reply::<F>(quoted.dst, quoted.dport, quoted.protocol) else {
         return pass;
     };
     let vip = F::addr(&reply.vip);
     let vip_port = if reply.port.0 == 0 { quoted.dport } else { reply.port };
     let hash = F::hash(settings.seed, quoted.src, vip, quoted.sport, vip_port, quoted.protocol);
-    if affinity::find(settings, hash).is_none() {
+    if !affinity::find(settings, hash).is_some() {
         return pass;
     }
     let Some(hop) = F::last_hop(&packet.dst) else {
         return Verdict::drop(reply.service, Outcome::NoReturnPath);
     };
-    let rewritten = Rewritten {
+    work.new = Rewritten {
         outer_src: vip,
         outer_dst: packet.dst,
         inner: Rewrite { src: quoted.src, dst: vip, sport: quoted.sport, dport: vip_port },
         changes: true,
     };
-    error_to_client::<F>(ctx, packet, &quoted, reply.service, hop, &rewritten)
+    error_to_client::<F>(ctx, packet, work, reply.service, hop)
 }
 
 #[inline(always)]
 fn error_to_client<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
-    quoted: &Quoted<F::Addr>,
+    work: &Work<F::Addr>,
     service: u16,
     hop: &LastHop,
-    rewritten: &Rewritten<F::Addr>,
 ) -> Verdict {
-    if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
+    if let Some(verdict) = forward::unanswered_obstacle(packet, service, hop.ifindex, hop.mtu) {
         return verdict;
     }
-    if !translate::<F>(ctx, packet, quoted, rewritten) {
+    if !translate::<F>(ctx, packet, work) {
         return Verdict::drop(service, Outcome::Internal);
     }
     forward::to_client::<F>(ctx, packet, service, hop, Outcome::IcmpForwarded)
@@ -334,53 +359,56 @@ struct Rewritten<A> {
 /// Rewrites an ICMP error: outer and quoted addresses, quoted ports, checksums. The quoted transport checksum stays, as
 /// it is usually cut off and nobody verifies it.
 #[inline(always)]
-fn translate<F: Family>(
-    ctx: &XdpContext,
-    packet: &Packet<F::Addr>,
-    quoted: &Quoted<F::Addr>,
-    new: &Rewritten<F::Addr>,
-) -> bool {
+fn translate<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, work: &Work<F::Addr>) -> bool {
     if !F::spend_ttl(ctx, packet.l3 as usize) {
         return false;
     }
-    if !new.changes {
+    if !work.new.changes {
         return true;
     }
-    let mut difference =
-        replace16(quoted.sport.0, new.inner.sport.0) + replace16(quoted.dport.0, new.inner.dport.0);
+    let mut difference = ports_difference(work);
     if F::V6 {
         // The pseudo header covers the outer addresses, the message the quoted ones. In IPv4 there is no pseudo header,
         // and the quoted header's own checksum takes up the change of its addresses.
-        difference += F::replace(packet.src, new.outer_src)
-            + F::replace(packet.dst, new.outer_dst)
-            + F::replace(quoted.src, new.inner.src)
-            + F::replace(quoted.dst, new.inner.dst);
+        difference += address_difference::<F>(&packet.src, &work.new.outer_src)
+            + address_difference::<F>(&packet.dst, &work.new.outer_dst)
+            + address_difference::<F>(&work.quoted.src, &work.new.inner.src)
+            + address_difference::<F>(&work.quoted.dst, &work.new.inner.dst);
     }
     let at = packet.l4 as usize + 2;
     let Some(checksum) = frame::load::<u16>(ctx, at) else {
         return false;
     };
     frame::store(ctx, at, update(checksum, difference))
-        && F::readdress(ctx, packet.l3 as usize, new.outer_src, new.outer_dst)
-        && F::readdress(ctx, quoted.l3, new.inner.src, new.inner.dst)
-        && frame::store(ctx, quoted.l4, [new.inner.sport, new.inner.dport])
+        && readdress::<F>(ctx, packet.l3 as usize, &work.new.outer_src, &work.new.outer_dst)
+        && readdress::<F>(ctx, work.quoted.l3 as usize, &work.new.inner.src, &work.new.inner.dst)
+        && frame::store(ctx, work.quoted.l4 as usize, [work.new.inner.sport, work.new.inner.dport])
 }
 
-/// Answers a packet with an ICMP error, if one is due.
+#[inline(always)]
+fn ports_difference<A>(work: &Work<A>) -> u64 {
+    replace16(work.quoted.sport.0, work.new.inner.sport.0) + replace16(work.quoted.dport.0, work.new.inner.dport.0)
+}
+
+/// Not inlined, for the same reason as [`readdress`].
+#[inline(never)]
+fn address_difference<F: Family>(old: &F::Addr, new: &F::Addr) -> u64 {
+    F::replace(*old, *new)
+}
+
+/// Not inlined, so that not all addresses are on the stack at once.
+#[inline(never)]
+fn readdress<F: Family>(ctx: &XdpContext, l3: usize, src: &F::Addr, dst: &F::Addr) -> bool {
+    F::readdress(ctx, l3, *src, *dst)
+}
+
+/// Answers a packet with an ICMP error.
 #[inline(always)]
 pub fn answer<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16, answer: Answer) -> Verdict {
     let outcome = match answer {
         Answer::TimeExceeded => Outcome::TtlAnswered,
         Answer::TooBig(_) => Outcome::TooBigAnswered,
     };
-    // Never about an ICMP error or a later fragment (RFC 1122, section 3.2.2).
-    if packet.protocol == F::ICMP || packet.part == Part::Later {
-        let outcome = match answer {
-            Answer::TooBig(_) => Outcome::TooBigDropped,
-            _ => Outcome::TtlDropped,
-        };
-        return Verdict::drop(service, outcome);
-    }
     let kind = u16::from_ne_bytes(answer.kind::<F>());
     let word = match answer {
         // In ICMPv6 the MTU takes the whole word, in ICMP its lower half (RFC 1191).
@@ -399,7 +427,7 @@ pub fn answer<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u1
 pub fn error<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, kind: u16, mtu: u16) -> bool {
     let l3 = packet.l3 as usize & 31;
     let header = F::HEADER + Icmpv4Hdr::LEN;
-    let quote = if packet.length as usize >= LONG_QUOTE && ctx.data() + l3 + LONG_QUOTE <= ctx.data_end() {
+    let quote = if packet.length as usize >= LONG_QUOTE && frame::start(ctx) + l3 + LONG_QUOTE <= frame::end(ctx) {
         LONG_QUOTE
     } else if F::V6 {
         F::HEADER + 8
@@ -423,7 +451,7 @@ pub fn error<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, kind: u16, m
     };
     let message = quoted + kind as u64 + word[1].0 as u64;
     let length = header + quote;
-    write_ip::<F>(ctx, l3, packet, length, F::ICMP)
+    write_ip::<F>(ctx, packet, length, F::ICMP)
         && frame::store(
             ctx,
             l3 + F::HEADER,
@@ -470,7 +498,7 @@ fn sum_short_quote(ctx: &XdpContext, from: usize, length: usize) -> Option<u64> 
 /// ICMPv6 covers a pseudo header (RFC 8200, section 8.1), ICMP does not.
 #[inline(always)]
 fn pseudo<F: Family>(packet: &Packet<F::Addr>, length: usize) -> u64 {
-    if F::V6 { F::sum(packet.src) + F::sum(packet.dst) + Be16::new(length as u16).0 as u64 + protocol_word(F::ICMP) } else { 0 }
+    if F::V6 { address_sum::<F>(packet) + Be16::new(length as u16).0 as u64 + protocol_word(F::ICMP) } else { 0 }
 }
 
 /// A protocol number as it lies in a pseudo header.
@@ -479,44 +507,49 @@ pub fn protocol_word(protocol: u8) -> u64 {
     u16::from_ne_bytes([0, protocol]) as u64
 }
 
+/// Sum of a packet's addresses. Not inlined, for the stack's sake.
+#[inline(never)]
+pub fn address_sum<F: Family>(packet: &Packet<F::Addr>) -> u64 {
+    F::sum(packet.src) + F::sum(packet.dst)
+}
+
 /// Writes an IP header from the packet's destination to its source.
-#[inline(always)]
+#[inline(never)]
 #[must_use]
-pub fn write_ip<F: Family>(
-    ctx: &XdpContext,
-    l3: usize,
-    packet: &Packet<F::Addr>,
-    length: usize,
-    protocol: u8,
-) -> bool {
+pub fn write_ip<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, length: usize, protocol: u8) -> bool {
+    let l3 = packet.l3 as usize;
     if F::V6 {
-        let header = Ip6 {
-            head: (6u32 << 28).to_be(),
-            length: Be16::new((length - F::HEADER) as u16),
-            next: protocol,
-            hop_limit: OWN_TTL,
-            src: F::to_v6(packet.dst),
-            dst: F::to_v6(packet.src),
+        let Some(header) = frame::at::<Ip6>(ctx, l3) else {
+            return false;
         };
-        return frame::store(ctx, l3, header);
+        // SAFETY: `at` has checked the address.
+        let header = unsafe { &mut *header };
+        header.head = (6u32 << 28).to_be();
+        header.length = Be16::new((length - F::HEADER) as u16);
+        header.next = protocol;
+        header.hop_limit = OWN_TTL;
+        header.src = F::to_v6(packet.dst);
+        header.dst = F::to_v6(packet.src);
+        return true;
     }
-    let mut header = Ip4 {
-        version_ihl: 0x45,
-        tos: 0,
-        length: Be16::new(length as u16),
-        id: 0,
-        fragment: Be16::new(DONT_FRAGMENT4),
-        ttl_protocol: [OWN_TTL, protocol],
-        checksum: 0,
-        src: F::to_v4(packet.dst),
-        dst: F::to_v4(packet.src),
+    let Some(header) = frame::at::<Ip4>(ctx, l3) else {
+        return false;
     };
+    // SAFETY: `at` has checked the address.
+    let header = unsafe { &mut *header };
     let sum = u16::from_ne_bytes([0x45, 0]) as u64
-        + header.length.0 as u64
-        + header.fragment.0 as u64
-        + u16::from_ne_bytes(header.ttl_protocol) as u64
-        + header.src.0 as u64
-        + header.dst.0 as u64;
+        + Be16::new(length as u16).0 as u64
+        + Be16::new(DONT_FRAGMENT4).0 as u64
+        + u16::from_ne_bytes([OWN_TTL, protocol]) as u64
+        + address_sum::<F>(packet);
+    header.version_ihl = 0x45;
+    header.tos = 0;
+    header.length = Be16::new(length as u16);
+    header.id = 0;
+    header.fragment = Be16::new(DONT_FRAGMENT4);
+    header.ttl_protocol = [OWN_TTL, protocol];
     header.checksum = finish(sum);
-    frame::store(ctx, l3, header)
+    header.src = F::to_v4(packet.dst);
+    header.dst = F::to_v4(packet.src);
+    true
 }

@@ -6,13 +6,15 @@
 
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "compare-exchange on BPF exists only as an intrinsic")]
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::net::ethertype;
 use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::service::mode;
+use loadbalancer_common::settings::{Settings, program};
 
 mod frame;
 mod maps;
@@ -32,64 +34,119 @@ mod forward;
 
 use classify::Class;
 use family::{Family, V4, V6};
+use parse::Packet;
 use verdict::Verdict;
 
 #[xdp(frags)]
 pub fn loadbalancer(ctx: XdpContext) -> u32 {
-    let verdict = process(&ctx);
-    maps::count(verdict.service, verdict.outcome);
-    verdict.action
+    done(match parse::link(&ctx) {
+        Some((ethertype::IPV4, l3)) => ipv4(&ctx, l3),
+        Some((ethertype::IPV6, _)) => {
+            maps::tail_call(&ctx, program::IPV6);
+            Verdict::pass(Outcome::NotOurs)
+        }
+        Some(_) => Verdict::pass(Outcome::NotIp),
+        None => Verdict::pass(Outcome::Malformed),
+    })
 }
 
 #[inline(always)]
-fn process(ctx: &XdpContext) -> Verdict {
-    match parse::link(ctx) {
-        Some((ethertype::IPV4, l3)) => pipeline::<V4>(ctx, l3),
-        Some((ethertype::IPV6, l3)) => pipeline::<V6>(ctx, l3),
-        Some(_) => Verdict::pass(Outcome::NotIp),
+fn ipv4(ctx: &XdpContext, l3: usize) -> Verdict {
+    let Some(settings) = maps::settings() else {
+        return Verdict::pass(Outcome::NotOurs);
+    };
+    match V4::parse(ctx, parse::opaque(settings, l3)) {
+        Some(packet) => pipeline::<V4>(ctx, settings, &packet),
         None => Verdict::pass(Outcome::Malformed),
     }
 }
 
+/// IPv6 and what is rare are programs of their own, so that each gets the verifier's full budget of steps and stack. If
+/// one is missing, its frames are left to the kernel.
+#[xdp(frags)]
+pub fn ipv6(ctx: XdpContext) -> u32 {
+    done(with_packet::<V6>(&ctx, pipeline::<V6>))
+}
+
+/// Counts the frame: the one place where that happens.
 #[inline(always)]
-fn pipeline<F: Family>(ctx: &XdpContext, l3: usize) -> Verdict {
-    let Some(settings) = maps::settings() else {
-        return Verdict::pass(Outcome::NotOurs);
-    };
-    let Some(packet) = F::parse(ctx, l3) else {
-        return Verdict::pass(Outcome::Malformed);
-    };
+fn done(verdict: Verdict) -> u32 {
+    maps::count(verdict.service(), verdict.outcome());
+    verdict.action()
+}
+
+#[inline(always)]
+fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     if packet.is_special() {
-        return special::<F>(ctx, settings, &packet);
+        maps::tail_call(ctx, if F::V6 { program::SPECIAL6 } else { program::SPECIAL4 });
+        return Verdict::pass(Outcome::NotOurs);
     }
-    match classify::classify::<F>(settings, &packet) {
+    match classify::classify::<F>(settings, packet) {
         Class::NotOurs => Verdict::pass(Outcome::NotOurs),
         // ---- From here on the frame is ours: it is forwarded, answered, refused or dropped, with a named reason. ----
         Class::ToService(id) => match maps::service(id) {
-            Some(service) if service.mode == loadbalancer_common::service::mode::NAT => {
-                nat::to_server::<F>(ctx, settings, &packet, id, service)
+            Some(service) if service.mode == mode::NAT => {
+                nat::to_server::<F>(ctx, settings, packet, id, service)
             }
-            Some(service) => dsr::to_server::<F>(ctx, settings, &packet, id, service),
+            Some(service) => dsr::to_server::<F>(ctx, settings, packet, id, service),
             None => Verdict::drop(id, Outcome::Internal),
         },
-        Class::ToNatSource => nat::to_client::<F>(ctx, &packet),
-        Class::FromDnatServer(reply) => dnat::to_client::<F>(ctx, settings, &packet, reply),
+        Class::ToNatSource => nat::to_client::<F>(ctx, packet),
+        Class::FromDnatServer(reply) => dnat::to_client::<F>(ctx, settings, packet, reply),
     }
 }
 
 /// What is not a plain TCP or UDP packet: ICMP and later fragments.
-#[inline(never)]
-fn special<F: Family>(
-    ctx: &XdpContext,
-    settings: &loadbalancer_common::settings::Settings,
-    packet: &parse::Packet<F::Addr>,
-) -> Verdict {
+#[xdp(frags)]
+pub fn special4(ctx: XdpContext) -> u32 {
+    done(with_packet::<V4>(&ctx, special::<V4>))
+}
+
+#[xdp(frags)]
+pub fn special6(ctx: XdpContext) -> u32 {
+    done(with_packet::<V6>(&ctx, special::<V6>))
+}
+
+#[inline(always)]
+fn special<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     if packet.is_later_fragment() {
         fragment::later::<F>(ctx, packet)
     } else if packet.protocol == F::ICMP {
         icmp::to_us::<F>(ctx, settings, packet)
     } else {
         Verdict::pass(Outcome::NotOurs)
+    }
+}
+
+/// Does something with the parsed packet, which is not on the stack here: IPv6 and the rare paths need that themselves.
+#[inline(always)]
+fn with_packet<F: Family>(
+    ctx: &XdpContext,
+    then: impl FnOnce(&XdpContext, &Settings, &Packet<F::Addr>) -> Verdict,
+) -> Verdict {
+    let (Some(settings), Some(packet)) = (maps::settings(), maps::packet::<Packet<F::Addr>>()) else {
+        return Verdict::pass(Outcome::NotOurs);
+    };
+    // SAFETY: this CPU's own memory, of which there is no other reference in this program.
+    let packet = unsafe { &mut *packet };
+    if parse_to::<F>(ctx, settings, packet) {
+        then(ctx, settings, packet)
+    } else {
+        Verdict::pass(Outcome::Malformed)
+    }
+}
+
+#[inline(never)]
+fn parse_to<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &mut Packet<F::Addr>) -> bool {
+    let Some((_, l3)) = parse::link(ctx) else {
+        return false;
+    };
+    match F::parse(ctx, parse::opaque(settings, l3)) {
+        Some(parsed) => {
+            *packet = parsed;
+            true
+        }
+        None => false,
     }
 }
 

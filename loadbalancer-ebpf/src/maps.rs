@@ -8,18 +8,22 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xsub};
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::Bucket;
 use loadbalancer_common::backend::{Backend, BackendCounters};
 use loadbalancer_common::clock;
 use loadbalancer_common::conntrack::{Fragment, FragmentKey, Translation, Tuple};
 use loadbalancer_common::net::{Addr4, Addr6};
-use loadbalancer_common::outcome::{Outcome, OutcomeCounters, SLOTS};
+use loadbalancer_common::outcome::{OutcomeCounters, SLOTS};
 use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::ring::RingBlock;
 use loadbalancer_common::service::{Reply, Service, ServiceState, VipKey4, VipKey6, Vip};
 use loadbalancer_common::settings::Settings;
 
+/// The other programs, by [`loadbalancer_common::settings::program`].
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -61,7 +65,7 @@ pub static LAST_HOPS6: LruHashMap<Addr6, LastHop> = LruHashMap::with_max_entries
 static NAT_PORTS: Array<u64> = Array::with_max_entries(2, 0);
 /// Memory for what is too large for the stack.
 #[map]
-static SCRATCH: PerCpuArray<[u64; 32]> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<[u64; 32]> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static OUTCOMES: PerCpuArray<OutcomeCounters> = PerCpuArray::with_max_entries(2, 0);
 #[map]
@@ -73,6 +77,13 @@ pub const ONLY_NEW: u64 = BPF_NOEXIST as u64;
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
+}
+
+/// Continues with another program. Returns only if there is none.
+#[inline(always)]
+pub fn tail_call(ctx: &XdpContext, index: u32) {
+    // SAFETY: the program array holds XDP programs only.
+    unsafe { PROGRAMS.tail_call(ctx, index) };
 }
 
 #[inline(always)]
@@ -114,7 +125,7 @@ pub fn now() -> u32 {
 
 /// Counts one frame.
 #[inline(always)]
-pub fn count(service: u16, outcome: Outcome) {
+pub fn count(service: u16, outcome: u32) {
     if let Some(counters) = OUTCOMES.get_ptr_mut(service as u32) {
         // SAFETY: the pointer is to this CPU's own value, which nothing else writes while we run.
         unsafe {
@@ -185,14 +196,7 @@ pub fn active(backend: u16) -> u32 {
 /// A count that the controller's correction may have pushed below zero for a moment reads as zero.
 #[inline(always)]
 fn saturated(active: u64) -> u32 {
-    let active = active as i64;
-    if active < 0 {
-        0
-    } else if active > u32::MAX as i64 {
-        u32::MAX
-    } else {
-        active as u32
-    }
+    if active as i64 <= 0 { 0 } else { active as u32 }
 }
 
 /// Counts one more active flow, if the backend stays within `limit`.
@@ -236,6 +240,13 @@ pub fn release(backend_id: u16) {
 pub fn scratch<T>() -> Option<*mut T> {
     const { assert!(size_of::<T>() <= size_of::<[u64; 32]>() && align_of::<T>() <= 8) };
     SCRATCH.get_ptr_mut(0).map(|pointer| pointer.cast::<T>())
+}
+
+/// This CPU's memory for a parsed packet.
+#[inline(always)]
+pub fn packet<T>() -> Option<*mut T> {
+    const { assert!(size_of::<T>() <= size_of::<[u64; 32]>() && align_of::<T>() <= 8) };
+    SCRATCH.get_ptr_mut(1).map(|pointer| pointer.cast::<T>())
 }
 
 /// A number that no other packet gets for this backend.

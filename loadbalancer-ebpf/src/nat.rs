@@ -1,12 +1,13 @@
 //! `nat`: source and destination rewritten both ways, with exact tracking of each flow.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
-use loadbalancer_common::net::{Be16, tcp_flag};
+use loadbalancer_common::net::{Be16, protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::LastHop;
 use loadbalancer_common::service::Service;
@@ -14,7 +15,7 @@ use loadbalancer_common::settings::Settings;
 
 use crate::admit::{self, Choice, Refusal};
 use crate::dsr;
-use crate::family::{Family, Rewrite, rewrite};
+use crate::family::{Family, Rewrite, V4, V6, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
@@ -56,7 +57,7 @@ pub fn to_server<F: Family>(
     let found = match known {
         Some(found) => found,
         None => {
-            match Choice::from_word(open::<F>(ctx, settings, packet, service_id)).get() {
+            match start::<F>(ctx, packet, &tuple, service_id).get() {
                 Ok(_) => {}
                 Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
             }
@@ -99,7 +100,7 @@ pub fn to_server<F: Family>(
         return Verdict::drop(service_id, Outcome::Internal);
     }
     maps::count_to_server(backend_id, packet.length);
-    forward::by_path::<F>(ctx, packet, service_id, path, 0, Outcome::Forwarded)
+    forward::by_path::<F>(ctx, packet, service_id, path_id, 0, Outcome::Forwarded)
 }
 
 /// A packet to an address that we use as source: the reply to a flow of ours, or the kernel's.
@@ -170,65 +171,119 @@ fn goes_on<A>(
 }
 
 /// Starts a flow: a server, a source port and both entries.
-#[inline(never)]
-fn open<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>, service_id: u16) -> u32 {
-    let Some(scratch) = maps::scratch::<Opening<F::Addr>>() else {
-        return Choice::refused(Refusal::Internal).word();
+#[inline(always)]
+fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, tuple: &Tuple<F::Addr>, service_id: u16) -> Choice {
+    let Some(opening) = maps::scratch::<Opening<F::Addr>>() else {
+        return Choice::refused(Refusal::Internal);
     };
-    // SAFETY: this CPU's own memory, and nothing that runs below uses it.
-    let opening = unsafe { &mut *scratch };
-    opening.key = key(packet);
-    let now = maps::now();
+    // SAFETY: this CPU's own memory; it holds the tuple until the call below is done.
+    unsafe { (*opening).key = *tuple };
     let middle = packet.is_tcp() && !packet.is_syn();
+    let (service, l3, middle) = (service_id as u32, packet.l3 as u32, middle as u32);
+    Choice::from_word(if F::V6 {
+        nat_open6(ctx.ctx, service, l3, middle)
+    } else {
+        nat_open4(ctx.ctx, service, l3, middle)
+    })
+}
+
+/// See [`start`]. Exported so that the verifier checks it once by itself, with a stack of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_open4(ctx: *mut xdp_md, service: u32, l3: u32, middle: u32) -> u32 {
+    open::<V4>(&XdpContext::new(ctx), service as u16, l3 as u16, middle != 0).word()
+}
+
+/// See [`nat_open4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_open6(ctx: *mut xdp_md, service: u32, l3: u32, middle: u32) -> u32 {
+    open::<V6>(&XdpContext::new(ctx), service as u16, l3 as u16, middle != 0).word()
+}
+
+/// `middle`: a TCP packet that cannot start a flow.
+#[inline(always)]
+fn open<F: Family>(ctx: &XdpContext, service_id: u16, l3: u16, middle: bool) -> Choice {
+    let (Some(scratch), Some(settings), Some(service)) =
+        (maps::scratch::<Opening<F::Addr>>(), maps::settings(), maps::service(service_id))
+    else {
+        return Choice::refused(Refusal::Internal);
+    };
+    // SAFETY: this CPU's own memory, in which `start` has put the tuple.
+    let opening = unsafe { &mut *scratch };
+    let now = maps::now();
     if let Some(old) = F::translation(&opening.key) {
         if middle {
-            return Choice::refused(Refusal::ServerGone).word();
+            return Choice::refused(Refusal::ServerGone);
         }
         // SAFETY: conntrack values live until a grace period after their removal.
         close::<F>(&opening.key, unsafe { &*old });
     }
     if middle {
-        return Choice::refused(Refusal::UnknownFlow).word();
+        return Choice::refused(Refusal::UnknownFlow);
     }
-    let Some(service) = maps::service(service_id) else {
-        return Choice::refused(Refusal::Internal).word();
-    };
+    let key = &opening.key;
     let choice = if service.has(Service::CLIENT_AFFINITY) {
-        let client = F::client_hash(settings.seed, packet.src, service_id);
+        let client = F::client_hash(settings.seed, key.src, service_id);
         dsr::for_client(settings, service_id, client, now as u16 & TIME_MASK)
     } else {
-        let hash =
-            F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
-        admit::new_flow(service_id, hash, NO_BACKEND as u32)
+        let hash = F::hash(settings.seed, key.src, key.dst, key.sport, key.dport, key.protocol);
+        admit::new_flow(service_id, hash, NO_BACKEND)
     };
-    let Ok(backend_id) = Choice::from_word(choice).get() else {
+    let Ok(backend_id) = choice.get() else {
         return choice;
     };
-    let refusal = match (maps::backend(backend_id), parse::last_hop(ctx, packet.l3)) {
+    let refusal = match (maps::backend(backend_id), parse::last_hop(ctx, l3)) {
         (Some(backend), Some(hop)) => {
-            opening.forward = Translation {
-                src: F::addr(&backend.source),
-                dst: F::addr(&backend.addr),
-                sport: Be16(0),
-                dport: if backend.port.0 == 0 { packet.dport } else { backend.port },
-                service: service_id,
-                backend: backend_id,
-                time: now,
-                state: if packet.is_tcp() { state::TCP_SYN } else { state::UDP } as u32,
-                direction: TO_SERVER,
-                last_hop: LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 },
-            };
-            opening.reply = reply_entry(packet, service_id, backend_id, now, hop);
-            if allocate::<F>(settings, service, opening) {
-                maps::count_flow(backend_id);
-                return choice;
+            fill::<F>(opening, backend, now, &hop);
+            (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
+            (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
+            let mut attempt = 0;
+            while attempt < PORT_ATTEMPTS {
+                let position = position(settings, service, backend_id);
+                let taken = if F::V6 { nat_try_port6(position) } else { nat_try_port4(position) };
+                if taken != 0 {
+                    maps::count_flow(backend_id);
+                    return choice;
+                }
+                attempt += 1;
             }
             Refusal::PortsExhausted
         }
         _ => Refusal::Internal,
     };
     maps::release(backend_id);
-    Choice::refused(refusal).word()
+    Choice::refused(refusal)
+}
+
+/// What both entries hold beside service, backend and source port.
+#[inline(never)]
+fn fill<F: Family>(opening: &mut Opening<F::Addr>, backend: &Backend, now: u32, hop: &LastHop) -> u32 {
+    let key = &opening.key;
+    let forward = &mut opening.forward;
+    forward.src = F::addr(&backend.source);
+    forward.dst = F::addr(&backend.addr);
+    forward.dport = if backend.port.0 == 0 { key.dport } else { backend.port };
+    forward.time = now;
+    forward.state = if key.protocol == protocol::TCP { state::TCP_SYN } else { state::UDP } as u32;
+    forward.direction = TO_SERVER;
+    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 };
+    let reply = &mut opening.reply;
+    (reply.src, reply.dst, reply.sport, reply.dport) = (key.dst, key.src, key.dport, key.sport);
+    reply.time = now;
+    reply.state = 0;
+    reply.direction = TO_CLIENT;
+    reply.last_hop = *hop;
+    0
+}
+
+/// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
+/// and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056).
+#[inline(always)]
+fn position(settings: &Settings, service: &Service, backend: u16) -> u32 {
+    let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
+    let number = maps::next_port_number(backend).wrapping_mul(0x9e37_79b9) << 32;
+    service.nat_port_first as u32 + hash::scale(number ^ settings.seed, ports)
 }
 
 /// The entries of a flow that is being opened. They are too large for the stack.
@@ -242,12 +297,12 @@ struct Opening<A> {
 
 /// What makes replies look as if the service had sent them.
 #[inline(always)]
-fn reply_entry<A: Copy>(packet: &Packet<A>, service: u16, backend: u16, now: u32, hop: LastHop) -> Translation<A> {
+fn reply_entry<A: Copy>(tuple: &Tuple<A>, service: u16, backend: u16, now: u32, hop: LastHop) -> Translation<A> {
     Translation {
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
+        src: tuple.dst,
+        dst: tuple.src,
+        sport: tuple.dport,
+        dport: tuple.sport,
         service,
         backend,
         time: now,
@@ -257,32 +312,39 @@ fn reply_entry<A: Copy>(packet: &Packet<A>, service: u16, backend: u16, now: u32
     }
 }
 
-/// Takes a free source port: the entry for replies, which must be new, is what owns it.
+/// Takes a source port for the flow in the scratch memory, if it is free: the entry for replies, which must be new, is
+/// what owns it. Exported so that the verifier does not walk it once per attempt.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_try_port4(port: u32) -> u32 {
+    try_port::<V4>(port as u16) as u32
+}
+
+/// See [`nat_try_port4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_try_port6(port: u32) -> u32 {
+    try_port::<V6>(port as u16) as u32
+}
+
 #[inline(always)]
-fn allocate<F: Family>(settings: &Settings, service: &Service, opening: &mut Opening<F::Addr>) -> bool {
-    let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
-    let protocol = opening.key.protocol;
-    let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
-        let number = maps::next_port_number(opening.forward.backend);
-        // In turn, so that a port rests as long as possible, but from a secret start and in strides of the golden
-        // ratio, so that the next port is not simply one more (RFC 6056).
-        let position = hash::scale(number.wrapping_mul(0x9e37_79b9) << 32 ^ settings.seed, ports);
-        opening.forward.sport = Be16::new(service.nat_port_first + position as u16);
-        opening.reply_key = opening.forward.reverse_key(protocol);
-        if F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW)
-            || (reclaim::<F>(settings, &opening.reply_key, opening.forward.time)
-                && F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW))
-        {
-            return F::insert_translation(&opening.key, &opening.forward, 0);
-        }
-        attempt += 1;
+fn try_port<F: Family>(port: u16) -> bool {
+    let (Some(scratch), Some(settings)) = (maps::scratch::<Opening<F::Addr>>(), maps::settings()) else {
+        return false;
+    };
+    // SAFETY: this CPU's own memory, which `open` has filled.
+    let opening = unsafe { &mut *scratch };
+    opening.forward.sport = Be16::new(port);
+    opening.reply_key = opening.forward.reverse_key(opening.key.protocol);
+    let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
+    if !owned && reclaim::<F>(settings, &opening.reply_key, opening.forward.time) {
+        owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
     }
-    false
+    owned && F::insert_translation(&opening.key, &opening.forward, 0)
 }
 
 /// Frees a port whose flow has been idle for longer than its state allows.
-#[inline(never)]
+#[inline(always)]
 fn reclaim<F: Family>(settings: &Settings, reply_key: &Tuple<F::Addr>, now: u32) -> bool {
     let Some(reply) = F::translation(reply_key) else {
         return true;
@@ -359,7 +421,7 @@ fn refresh<F: Family>(
             }
         }
         None => {
-            let reply = reply_entry(packet, current.service, current.backend, now, hop);
+            let reply = reply_entry(&key(packet), current.service, current.backend, now, hop);
             if !F::insert_translation(&reply_key, &reply, maps::ONLY_NEW) {
                 // Another CPU has just done it, or the map is full of younger entries.
             }

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::net::{Be16, ethertype, tcp_flag};
 use loadbalancer_common::path::LastHop;
+use loadbalancer_common::settings::Settings;
 use network_types::eth::EthHdr;
 
 use crate::frame;
@@ -81,6 +82,13 @@ pub fn link(ctx: &XdpContext) -> Option<(u16, usize)> {
         }
     }
     Some((ethertype, offset))
+}
+
+/// The same offset, but unknown to the verifier within its bounds: else it would walk the whole program once per kind of
+/// link header.
+#[inline(always)]
+pub fn opaque(settings: &Settings, l3: usize) -> usize {
+    (l3 ^ settings.zero as usize) & 31
 }
 
 /// Where a reply to this frame goes: back to the neighbour that sent it.

@@ -1,6 +1,5 @@
 //! Refusals: what cannot be served is told so, or dropped, as the service is configured.
 
-use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::checksum::finish;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
@@ -28,7 +27,7 @@ pub fn packet<F: Family>(
         Outcome::NoServer | Outcome::Full | Outcome::UnknownFlow | Outcome::ServerGone
     ) && service.has(Service::REFUSE_WITH_RESET);
     if may_answer && answer::<F>(ctx, packet) {
-        Verdict { action: xdp_action::XDP_TX, service: service_id, outcome }
+        Verdict::answer(service_id, outcome)
     } else {
         Verdict::drop(service_id, outcome)
     }
@@ -69,8 +68,7 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
         return false;
     }
     let offset_flags = ((5u32 << 28) | ((flags as u32) << 16)).to_be();
-    let sum = F::sum(packet.src)
-        + F::sum(packet.dst)
+    let sum = icmp::address_sum::<F>(packet)
         + Be16::new(TcpHdr::LEN as u16).0 as u64
         + icmp::protocol_word(protocol::TCP)
         + packet.sport.0 as u64
@@ -78,7 +76,7 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
         + new_sequence as u64
         + new_acknowledged as u64
         + offset_flags as u64;
-    icmp::write_ip::<F>(ctx, l3, packet, length, protocol::TCP)
+    icmp::write_ip::<F>(ctx, packet, length, protocol::TCP)
         && frame::store(ctx, l3 + F::HEADER, [packet.dport, packet.sport])
         && frame::store(ctx, l3 + F::HEADER + 4, [new_sequence, new_acknowledged, offset_flags])
         && frame::store(ctx, l3 + F::HEADER + 16, [finish(sum), 0])

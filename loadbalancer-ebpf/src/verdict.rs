@@ -4,29 +4,71 @@ use aya_ebpf::bindings::xdp_action;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::NO_SERVICE;
 
+/// Action, service and outcome in one word: a subprogram can return that in a register. A structure would come back by a
+/// pointer to the stack, which the verifier refuses.
 #[derive(Clone, Copy)]
-pub struct Verdict {
-    /// An `XDP_*` action.
-    pub action: u32,
-    pub service: u16,
-    pub outcome: Outcome,
-}
+#[repr(transparent)]
+pub struct Verdict(u64);
 
 impl Verdict {
+    /// `action` is an `XDP_*` action.
+    #[inline(always)]
+    pub fn new(action: u32, service: u16, outcome: Outcome) -> Self {
+        Self(((outcome as u64) << 32) | ((service as u64) << 16) | (action as u64 & 0xffff))
+    }
+
     /// Left to the kernel: not ours.
     #[inline(always)]
     pub fn pass(outcome: Outcome) -> Self {
-        Self { action: xdp_action::XDP_PASS, service: NO_SERVICE, outcome }
+        Self::new(xdp_action::XDP_PASS, NO_SERVICE, outcome)
     }
 
     #[inline(always)]
     pub fn drop(service: u16, outcome: Outcome) -> Self {
-        Self { action: xdp_action::XDP_DROP, service, outcome }
+        Self::new(xdp_action::XDP_DROP, service, outcome)
     }
 
     /// Back out of the interface on which the frame came.
     #[inline(always)]
     pub fn answer(service: u16, outcome: Outcome) -> Self {
-        Self { action: xdp_action::XDP_TX, service, outcome }
+        Self::new(xdp_action::XDP_TX, service, outcome)
+    }
+
+    #[inline(always)]
+    pub fn word(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
+    pub fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The same, with another action.
+    #[inline(always)]
+    pub fn with_action(self, action: u32) -> Self {
+        Self((self.0 & !0xffff) | (action as u64 & 0xffff))
+    }
+
+    /// For the same service, something else.
+    #[inline(always)]
+    pub fn instead(self, action: u32, outcome: Outcome) -> Self {
+        Self::new(action, self.service(), outcome)
+    }
+
+    #[inline(always)]
+    pub fn action(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    pub fn service(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Index of the outcome.
+    #[inline(always)]
+    pub fn outcome(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }

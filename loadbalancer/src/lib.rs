@@ -1,1 +1,3 @@
+//! The controller of the load balancer, as a library for its command line and its tests.
 
+pub mod dataplane;
