@@ -56,8 +56,7 @@ pub(super) async fn exchange(
         }
     };
     tokio::select! {
-        // The request must be on its way before the connection is first looked at: bytes that come unasked, as from a
-        // server of another protocol, are then judged as an answer.
+        // So that the request is there when the connection first looks for one.
         biased;
         result = judged => result,
         result = driven => result,
@@ -122,7 +121,12 @@ fn from_hyper(error: &hyper::Error) -> ProbeError {
         }
         cause = current.source();
     }
-    ProbeError::Other(error.to_string())
+    match (error.is_canceled(), error.source()) {
+        // The connection ended, or bytes came, before the request could be written. Servers of other protocols greet.
+        (true, None) => ProbeError::ClosedEarly,
+        (true, Some(_)) => ProbeError::NotHttp,
+        (false, _) => ProbeError::Other(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +134,22 @@ mod tests {
     use super::*;
     use std::time::Duration;
     use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn what_came_before_the_request_is_judged_as_an_answer() {
+        let check = HttpCheck::new("GET", "/", None, &[200..=200]).unwrap();
+        let target = SocketAddr::from(([127, 0, 0, 1], 80));
+        let cases: [(&[u8], ProbeError); 2] =
+            [(b"220 mail.example ESMTP\r\n", ProbeError::NotHttp), (b"", ProbeError::ClosedEarly)];
+        // Repeated, because the order in which futures are polled could be a random one.
+        for (unasked, expected) in cases.iter().cycle().take(50) {
+            let (ours, mut servers) = tokio::io::duplex(1_000);
+            servers.write_all(unasked).await.unwrap();
+            servers.shutdown().await.unwrap();
+            let limit = TimeLimit::start(Duration::from_secs(20));
+            assert_eq!(exchange(ours, &check, target, &limit).await.as_ref(), Err(expected));
+        }
+    }
 
     #[tokio::test]
     async fn no_more_than_64_kib_of_an_answer_are_read() {

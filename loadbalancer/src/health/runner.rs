@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::error::ProbeError;
@@ -68,13 +68,13 @@ impl Checker {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn set(&mut self, key: u32, spec: CheckSpec) {
-        let previous = self.checks.get(&key);
-        if previous.is_some_and(|check| *check.spec == spec) {
+        if self.checks.get(&key).is_some_and(|check| *check.spec == spec) {
             return;
         }
+        // Its probe is dropped before the new check, which begins later, comes to its first.
+        self.remove(key);
         self.generation += 1;
         let spec = Arc::new(spec);
-        let turn = previous.map_or_else(Arc::default, |check| check.turn.clone());
         let interval = spec.interval.max(CheckSpec::MIN_INTERVAL);
         let rounds = Rounds {
             key,
@@ -82,13 +82,12 @@ impl Checker {
             spec: spec.clone(),
             first: now() + self.spread.next_delay(interval),
             interval,
-            turn: turn.clone(),
             permits: self.permits.clone(),
             prober: self.prober.clone(),
             reports: self.reports.clone(),
         };
         let task = tokio::spawn(rounds.run()).abort_handle();
-        self.checks.insert(key, Check { generation: self.generation, spec, turn, task });
+        self.checks.insert(key, Check { generation: self.generation, spec, task });
     }
 
     /// Checks a server no more.
@@ -106,9 +105,6 @@ impl Checker {
 struct Check {
     generation: u64,
     spec: Arc<CheckSpec>,
-    /// Held during a probe, also by a replaced check whose task has not been dropped yet: a server is never asked twice
-    /// at once.
-    turn: Arc<Mutex<()>>,
     task: AbortHandle,
 }
 
@@ -124,7 +120,6 @@ struct Rounds {
     spec: Arc<CheckSpec>,
     first: Instant,
     interval: Duration,
-    turn: Arc<Mutex<()>>,
     permits: Arc<Semaphore>,
     prober: Prober,
     reports: mpsc::Sender<Report>,
@@ -145,7 +140,6 @@ impl Rounds {
     }
 
     async fn probe(&self) -> Result<Duration, ProbeError> {
-        let _turn = self.turn.lock().await;
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         (self.prober)(self.spec.clone()).await
     }
