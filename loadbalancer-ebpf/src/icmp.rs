@@ -507,8 +507,8 @@ pub fn protocol_word(protocol: u8) -> u64 {
     u16::from_ne_bytes([0, protocol]) as u64
 }
 
-/// Sum of a packet's addresses. Not inlined, for the stack's sake.
-#[inline(never)]
+/// Sum of a packet's addresses.
+#[inline(always)]
 pub fn address_sum<F: Family>(packet: &Packet<F::Addr>) -> u64 {
     F::sum(packet.src) + F::sum(packet.dst)
 }

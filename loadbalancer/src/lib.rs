@@ -1,3 +1,4 @@
 //! The controller of the load balancer, as a library for its command line and its tests.
 
 pub mod dataplane;
+pub mod health;

@@ -1,0 +1,131 @@
+//! Why a probe failed, in texts short enough for a column of a table.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Why a probe failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ProbeError {
+    #[error("connection refused")]
+    Refused,
+    #[error("connection reset")]
+    Reset,
+    #[error("no route to host")]
+    NoRoute,
+    #[error("network unreachable")]
+    NetworkUnreachable,
+    #[error("timed out after {after:?} {phase}")]
+    TimedOut { after: Duration, phase: Phase },
+    #[error("closed before the answer was complete")]
+    ClosedEarly,
+    #[error("answer is not HTTP")]
+    NotHttp,
+    #[error("head of the answer is too large")]
+    HeadTooLarge,
+    #[error("status {status}, expected {expected}")]
+    Status { status: u16, expected: String },
+    /// The address to ask from is not one of the gateway's.
+    #[error("gateway has no address {0}")]
+    NoSource(IpAddr),
+    /// The gateway lacks what a probe needs; the operand says what.
+    #[error("gateway is out of {0}")]
+    OutOf(&'static str),
+    /// What the system said, where nothing above fits.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What a probe was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Connect,
+    Wait,
+    Read,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Connect => "in connect",
+            Phase::Wait => "waiting for an answer",
+            Phase::Read => "reading the answer",
+        })
+    }
+}
+
+impl ProbeError {
+    /// Whether the cause lies in the gateway. Such a failure says nothing about the server, so it does not count
+    /// against it: a gateway that runs out of file descriptors must not declare all of its servers dead.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::NoSource(_) | Self::OutOf(_))
+    }
+
+    /// What a failed system call on the probe's socket means.
+    pub(super) fn from_io(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => return Self::OutOf("file descriptors"),
+            Some(libc::ENOBUFS | libc::ENOMEM) => return Self::OutOf("memory"),
+            _ => {}
+        }
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+                Self::Reset
+            }
+            io::ErrorKind::HostUnreachable => Self::NoRoute,
+            io::ErrorKind::NetworkUnreachable => Self::NetworkUnreachable,
+            // What connect() says when every port of the ephemeral range is taken towards this target (connect(2)).
+            io::ErrorKind::AddrNotAvailable => Self::OutOf("local ports"),
+            io::ErrorKind::UnexpectedEof => Self::ClosedEarly,
+            _ => Self::Other(error.to_string()),
+        }
+    }
+
+    /// What a failed bind to the source address means.
+    pub(super) fn from_bind(source: IpAddr, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrNotAvailable => Self::NoSource(source),
+            io::ErrorKind::AddrInUse => Self::OutOf("local ports"),
+            _ => Self::from_io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_errors_read_well_and_blame_the_right_side() {
+        for (errno, text, local) in [
+            (libc::ECONNREFUSED, "connection refused", false),
+            (libc::ECONNRESET, "connection reset", false),
+            (libc::EPIPE, "connection reset", false),
+            (libc::EHOSTUNREACH, "no route to host", false),
+            (libc::ENETUNREACH, "network unreachable", false),
+            (libc::EMFILE, "gateway is out of file descriptors", true),
+            (libc::ENFILE, "gateway is out of file descriptors", true),
+            (libc::ENOBUFS, "gateway is out of memory", true),
+            (libc::EADDRNOTAVAIL, "gateway is out of local ports", true),
+            (libc::EPERM, "Operation not permitted (os error 1)", false),
+        ] {
+            let error = ProbeError::from_io(&io::Error::from_raw_os_error(errno));
+            assert_eq!((error.to_string().as_str(), error.is_local()), (text, local));
+        }
+    }
+
+    #[test]
+    fn time_outs_say_how_long_and_in_what() {
+        for (after, phase, text) in [
+            (Duration::from_secs(1), Phase::Connect, "timed out after 1s in connect"),
+            (Duration::from_millis(1500), Phase::Wait, "timed out after 1.5s waiting for an answer"),
+            (Duration::from_millis(200), Phase::Read, "timed out after 200ms reading the answer"),
+        ] {
+            assert_eq!(ProbeError::TimedOut { after, phase }.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Runs the checks of all servers.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+
+use super::error::ProbeError;
+use super::probe::probe;
+use super::schedule::{Spread, next_slot};
+use super::spec::CheckSpec;
+
+/// Probes under way at one time; each takes a file descriptor. Enough that 1,000 servers which are all silent, asked
+/// once a second with a time-out of a second, do not hold up one another.
+pub const MAX_CONCURRENT: usize = 1_024;
+
+/// What one probe found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub key: u32,
+    /// How long the probe took, or why it failed.
+    pub result: Result<Duration, ProbeError>,
+    /// When the result was known.
+    pub at: Instant,
+    /// Which check of this key it belongs to, see [`Checker::is_current`].
+    pub generation: u64,
+}
+
+/// The checks of all servers. Each runs in a task of its own; dropping the checker ends them all.
+pub struct Checker {
+    checks: HashMap<u32, Check>,
+    generation: u64,
+    spread: Spread,
+    permits: Arc<Semaphore>,
+    prober: Prober,
+    reports: mpsc::Sender<Report>,
+}
+
+pub(super) type Prober = Arc<dyn Fn(Arc<CheckSpec>) -> Probing + Send + Sync>;
+pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Duration, ProbeError>> + Send>>;
+
+impl Checker {
+    /// Results go to `reports`. When that is full, servers are asked less often, and no result is lost; when its
+    /// receiver is gone, the checks end.
+    pub fn new(reports: mpsc::Sender<Report>) -> Self {
+        let prober: Prober = Arc::new(|spec| Box::pin(async move { probe(&spec).await }));
+        Self::with_prober(reports, prober, MAX_CONCURRENT)
+    }
+
+    pub(super) fn with_prober(reports: mpsc::Sender<Report>, prober: Prober, max_concurrent: usize) -> Self {
+        Self {
+            checks: HashMap::new(),
+            generation: 0,
+            spread: Spread::new(RandomState::new().hash_one(0)),
+            permits: Arc::new(Semaphore::new(max_concurrent)),
+            prober,
+            reports,
+        }
+    }
+
+    /// Checks a server from now on: first somewhere within an interval, then once an interval. Replaces the check that
+    /// the key had, unless it is the same one, which then goes on undisturbed.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn set(&mut self, key: u32, spec: CheckSpec) {
+        if self.checks.get(&key).is_some_and(|check| *check.spec == spec) {
+            return;
+        }
+        // Its probe is dropped before the new check, which begins later, comes to its first.
+        self.remove(key);
+        self.generation += 1;
+        let spec = Arc::new(spec);
+        let interval = spec.interval.max(CheckSpec::MIN_INTERVAL);
+        let rounds = Rounds {
+            key,
+            generation: self.generation,
+            spec: spec.clone(),
+            first: now() + self.spread.next_delay(interval),
+            interval,
+            permits: self.permits.clone(),
+            prober: self.prober.clone(),
+            reports: self.reports.clone(),
+        };
+        let task = tokio::spawn(rounds.run()).abort_handle();
+        self.checks.insert(key, Check { generation: self.generation, spec, task });
+    }
+
+    /// Checks a server no more.
+    pub fn remove(&mut self, key: u32) {
+        self.checks.remove(&key);
+    }
+
+    /// Whether a report is from the check that its key has now: one that was removed or replaced may have left some in
+    /// the channel.
+    pub fn is_current(&self, report: &Report) -> bool {
+        self.checks.get(&report.key).is_some_and(|check| check.generation == report.generation)
+    }
+}
+
+struct Check {
+    generation: u64,
+    spec: Arc<CheckSpec>,
+    task: AbortHandle,
+}
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Rounds {
+    key: u32,
+    generation: u64,
+    spec: Arc<CheckSpec>,
+    first: Instant,
+    interval: Duration,
+    permits: Arc<Semaphore>,
+    prober: Prober,
+    reports: mpsc::Sender<Report>,
+}
+
+impl Rounds {
+    async fn run(self) {
+        let mut slot = self.first;
+        loop {
+            tokio::time::sleep_until(slot.into()).await;
+            let result = self.probe().await;
+            let report = Report { key: self.key, result, at: now(), generation: self.generation };
+            if self.reports.send(report).await.is_err() {
+                return;
+            }
+            slot = next_slot(self.first, self.interval, now());
+        }
+    }
+
+    async fn probe(&self) -> Result<Duration, ProbeError> {
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        (self.prober)(self.spec.clone()).await
+    }
+}
+
+/// Tokio's clock, which tests can pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
