@@ -185,12 +185,17 @@ fn choose(settings: &Settings, service: &Service, flow: &NewFlow) -> Choice {
     if flow.client == 0 {
         return admit::new_flow(flow.service, flow.hash, NO_BACKEND);
     }
-    for_client(settings, flow.service, flow.client, flow.now)
+    Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32))
 }
 
-/// A server for a flow of a client that is to stay on one server.
-#[inline(always)]
-pub fn for_client(settings: &Settings, service: u16, client: u64, now: u16) -> Choice {
+/// A server for a flow of a client that is to stay on one server. Exported for the same reason as [`affinity_new_flow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) -> u32 {
+    let Some(settings) = maps::settings() else {
+        return Choice::refused(Refusal::Internal).word();
+    };
+    let (service, now) = (service as u16, now as u16 & TIME_MASK);
     let found = affinity::find(settings, client);
     let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
@@ -203,7 +208,7 @@ pub fn for_client(settings: &Settings, service: u16, client: u64, now: u16) -> C
             affinity::replace(&found, Entry::new(found.entry.tag(), id, state::CLIENT, now));
         }
     }
-    choice
+    choice.word()
 }
 
 /// Notes where a client's packets come from, so that replies that pass through the gateway go there.

@@ -65,7 +65,7 @@ pub static LAST_HOPS6: LruHashMap<Addr6, LastHop> = LruHashMap::with_max_entries
 static NAT_PORTS: Array<u64> = Array::with_max_entries(2, 0);
 /// Memory for what is too large for the stack.
 #[map]
-static SCRATCH: PerCpuArray<[u64; 32]> = PerCpuArray::with_max_entries(2, 0);
+static SCRATCH: PerCpuArray<[u64; 48]> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static OUTCOMES: PerCpuArray<OutcomeCounters> = PerCpuArray::with_max_entries(2, 0);
 #[map]
@@ -238,14 +238,14 @@ pub fn release(backend_id: u16) {
 /// This CPU's scratch memory.
 #[inline(always)]
 pub fn scratch<T>() -> Option<*mut T> {
-    const { assert!(size_of::<T>() <= size_of::<[u64; 32]>() && align_of::<T>() <= 8) };
+    const { assert!(size_of::<T>() <= size_of::<[u64; 48]>() && align_of::<T>() <= 8) };
     SCRATCH.get_ptr_mut(0).map(|pointer| pointer.cast::<T>())
 }
 
 /// This CPU's memory for a parsed packet.
 #[inline(always)]
 pub fn packet<T>() -> Option<*mut T> {
-    const { assert!(size_of::<T>() <= size_of::<[u64; 32]>() && align_of::<T>() <= 8) };
+    const { assert!(size_of::<T>() <= size_of::<[u64; 48]>() && align_of::<T>() <= 8) };
     SCRATCH.get_ptr_mut(1).map(|pointer| pointer.cast::<T>())
 }
 

@@ -26,16 +26,16 @@ use crate::verdict::Verdict;
 /// Ports that are tried for a new flow before it is given up.
 const PORT_ATTEMPTS: u32 = 16;
 
+/// A packet's tuple, in scratch memory: both the stack's size and opening a flow ask for that.
 #[inline(always)]
-pub fn key<A: Copy>(packet: &Packet<A>) -> Tuple<A> {
-    Tuple {
-        src: packet.src,
-        dst: packet.dst,
-        sport: packet.sport,
-        dport: packet.dport,
-        protocol: packet.protocol,
-        pad: [0; 3],
-    }
+fn key_in_scratch<F: Family>(packet: &Packet<F::Addr>) -> Option<&'static Tuple<F::Addr>> {
+    let scratch = maps::scratch::<Opening<F::Addr>>()?;
+    // SAFETY: this CPU's own memory. The key stays as it is until the program ends.
+    let key = unsafe { &mut (*scratch).key };
+    (key.src, key.dst, key.sport, key.dport) = (packet.src, packet.dst, packet.sport, packet.dport);
+    key.protocol = packet.protocol;
+    key.pad = [0; 3];
+    Some(key)
 }
 
 #[inline(always)]
@@ -46,8 +46,11 @@ pub fn to_server<F: Family>(
     service_id: u16,
     service: &Service,
 ) -> Verdict {
-    let tuple = key(packet);
-    let mut known = F::translation(&tuple);
+    let Some(tuple) = key_in_scratch::<F>(packet) else {
+        return Verdict::drop(service_id, Outcome::Internal);
+    };
+    let mut known = F::translation(tuple);
+    let is_known = known.is_some();
     if let Some(found) = known {
         // SAFETY: conntrack values live until a grace period after their removal.
         if !goes_on(service, settings, packet, unsafe { &*found }) {
@@ -57,11 +60,11 @@ pub fn to_server<F: Family>(
     let found = match known {
         Some(found) => found,
         None => {
-            match start::<F>(ctx, packet, &tuple, service_id).get() {
+            match start::<F>(ctx, packet, service_id, is_known).get() {
                 Ok(_) => {}
                 Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
             }
-            match F::translation(&tuple) {
+            match F::translation(tuple) {
                 Some(found) => found,
                 None => return Verdict::drop(service_id, Outcome::Internal),
             }
@@ -106,7 +109,7 @@ pub fn to_server<F: Family>(
 /// A packet to an address that we use as source: the reply to a flow of ours, or the kernel's.
 #[inline(always)]
 pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
-    let Some(found) = F::translation(&key(packet)) else {
+    let Some(found) = key_in_scratch::<F>(packet).and_then(|tuple| F::translation(tuple)) else {
         return Verdict::pass(Outcome::NotOurs);
     };
     // SAFETY: conntrack values live until a grace period after their removal.
@@ -170,90 +173,118 @@ fn goes_on<A>(
     admit::keeps_flows(service, backend)
 }
 
-/// Starts a flow: a server, a source port and both entries.
+/// Starts a flow, whose tuple is in scratch memory: a server, then a source port and both entries.
+///
+/// The steps are exported functions: the verifier checks each once by itself, and their stacks do not add up.
 #[inline(always)]
-fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, tuple: &Tuple<F::Addr>, service_id: u16) -> Choice {
-    let Some(opening) = maps::scratch::<Opening<F::Addr>>() else {
-        return Choice::refused(Refusal::Internal);
+fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service_id: u16, is_known: bool) -> Choice {
+    if packet.is_tcp() && !packet.is_syn() {
+        return Choice::refused(if is_known { Refusal::ServerGone } else { Refusal::UnknownFlow });
+    }
+    let service = service_id as u32;
+    let choice = Choice::from_word(if F::V6 { nat_choose6(service) } else { nat_choose4(service) });
+    let Ok(backend) = choice.get() else {
+        return choice;
     };
-    // SAFETY: this CPU's own memory; it holds the tuple until the call below is done.
-    unsafe { (*opening).key = *tuple };
-    let middle = packet.is_tcp() && !packet.is_syn();
-    let (service, l3, middle) = (service_id as u32, packet.l3 as u32, middle as u32);
-    Choice::from_word(if F::V6 {
-        nat_open6(ctx.ctx, service, l3, middle)
-    } else {
-        nat_open4(ctx.ctx, service, l3, middle)
-    })
+    let service_backend = service << 16 | backend as u32;
+    let l3 = packet.l3 as u32;
+    let opened =
+        if F::V6 { nat_open6(ctx.ctx, service_backend, l3) } else { nat_open4(ctx.ctx, service_backend, l3) };
+    if opened != 0 {
+        return choice;
+    }
+    maps::release(backend);
+    Choice::refused(Refusal::PortsExhausted)
 }
 
-/// See [`start`]. Exported so that the verifier checks it once by itself, with a stack of its own.
+/// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_open4(ctx: *mut xdp_md, service: u32, l3: u32, middle: u32) -> u32 {
-    open::<V4>(&XdpContext::new(ctx), service as u16, l3 as u16, middle != 0).word()
+pub extern "C" fn nat_choose4(service: u32) -> u32 {
+    choose::<V4>(service as u16).word()
 }
 
-/// See [`nat_open4`].
+/// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_open6(ctx: *mut xdp_md, service: u32, l3: u32, middle: u32) -> u32 {
-    open::<V6>(&XdpContext::new(ctx), service as u16, l3 as u16, middle != 0).word()
+pub extern "C" fn nat_choose6(service: u32) -> u32 {
+    choose::<V6>(service as u16).word()
 }
 
-/// `middle`: a TCP packet that cannot start a flow.
+/// Ends the old flow of the tuple, if there is one, and chooses a server for the new one.
 #[inline(always)]
-fn open<F: Family>(ctx: &XdpContext, service_id: u16, l3: u16, middle: bool) -> Choice {
+fn choose<F: Family>(service_id: u16) -> Choice {
     let (Some(scratch), Some(settings), Some(service)) =
         (maps::scratch::<Opening<F::Addr>>(), maps::settings(), maps::service(service_id))
     else {
         return Choice::refused(Refusal::Internal);
     };
-    // SAFETY: this CPU's own memory, in which `start` has put the tuple.
+    // SAFETY: this CPU's own memory, in which the packet's tuple is.
     let opening = unsafe { &mut *scratch };
-    let now = maps::now();
     if let Some(old) = F::translation(&opening.key) {
-        if middle {
-            return Choice::refused(Refusal::ServerGone);
-        }
+        opening.old_key = opening.key;
         // SAFETY: conntrack values live until a grace period after their removal.
-        close::<F>(&opening.key, unsafe { &*old });
-    }
-    if middle {
-        return Choice::refused(Refusal::UnknownFlow);
+        close::<F>(opening, unsafe { &*old });
     }
     let key = &opening.key;
-    let choice = if service.has(Service::CLIENT_AFFINITY) {
+    if service.has(Service::CLIENT_AFFINITY) {
         let client = F::client_hash(settings.seed, key.src, service_id);
-        dsr::for_client(settings, service_id, client, now as u16 & TIME_MASK)
-    } else {
-        let hash = F::hash(settings.seed, key.src, key.dst, key.sport, key.dport, key.protocol);
-        admit::new_flow(service_id, hash, NO_BACKEND)
+        return Choice::from_word(dsr::affinity_client_server(client, service_id as u32, maps::now()));
+    }
+    let hash = F::hash(settings.seed, key.src, key.dst, key.sport, key.dport, key.protocol);
+    admit::new_flow(service_id, hash, NO_BACKEND)
+}
+
+/// See [`start`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_open4(ctx: *mut xdp_md, service_backend: u32, l3: u32) -> u32 {
+    open::<V4>(&XdpContext::new(ctx), service_backend, l3 as u16) as u32
+}
+
+/// See [`start`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_open6(ctx: *mut xdp_md, service_backend: u32, l3: u32) -> u32 {
+    open::<V6>(&XdpContext::new(ctx), service_backend, l3 as u16) as u32
+}
+
+#[inline(always)]
+fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
+    let (service_id, backend_id) = ((service_backend >> 16) as u16, service_backend as u16);
+    let (Some(scratch), Some(settings), Some(service), Some(backend), Some(hop)) = (
+        maps::scratch::<Opening<F::Addr>>(),
+        maps::settings(),
+        maps::service(service_id),
+        maps::backend(backend_id),
+        parse::last_hop(ctx, l3),
+    ) else {
+        return false;
     };
-    let Ok(backend_id) = choice.get() else {
-        return choice;
-    };
-    let refusal = match (maps::backend(backend_id), parse::last_hop(ctx, l3)) {
-        (Some(backend), Some(hop)) => {
-            fill::<F>(opening, backend, now, &hop);
-            (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
-            (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
-            let mut attempt = 0;
-            while attempt < PORT_ATTEMPTS {
-                let position = position(settings, service, backend_id);
-                let taken = if F::V6 { nat_try_port6(position) } else { nat_try_port4(position) };
-                if taken != 0 {
-                    maps::count_flow(backend_id);
-                    return choice;
-                }
-                attempt += 1;
-            }
-            Refusal::PortsExhausted
+    // SAFETY: this CPU's own memory, in which the packet's tuple is.
+    let opening = unsafe { &mut *scratch };
+    fill::<F>(opening, backend, maps::now(), &hop);
+    (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
+    (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        let port = port(settings, service, backend_id);
+        if (if F::V6 { nat_try_port6(port) } else { nat_try_port4(port) }) != 0 {
+            maps::count_flow(backend_id);
+            return true;
         }
-        _ => Refusal::Internal,
-    };
-    maps::release(backend_id);
-    Choice::refused(refusal)
+        attempt += 1;
+    }
+    false
+}
+
+/// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
+/// and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056).
+#[inline(always)]
+fn port(settings: &Settings, service: &Service, backend: u16) -> u32 {
+    let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
+    let number = maps::next_port_number(backend).wrapping_mul(0x9e37_79b9) << 32;
+    service.nat_port_first as u32 + hash::scale(number ^ settings.seed, ports)
 }
 
 /// What both entries hold beside service, backend and source port.
@@ -277,39 +308,16 @@ fn fill<F: Family>(opening: &mut Opening<F::Addr>, backend: &Backend, now: u32, 
     0
 }
 
-/// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
-/// and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056).
-#[inline(always)]
-fn position(settings: &Settings, service: &Service, backend: u16) -> u32 {
-    let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
-    let number = maps::next_port_number(backend).wrapping_mul(0x9e37_79b9) << 32;
-    service.nat_port_first as u32 + hash::scale(number ^ settings.seed, ports)
-}
-
 /// The entries of a flow that is being opened. They are too large for the stack.
 #[repr(C)]
 struct Opening<A> {
     key: Tuple<A>,
     reply_key: Tuple<A>,
+    /// Both keys of an older flow that gives way.
+    old_key: Tuple<A>,
+    old_reply_key: Tuple<A>,
     forward: Translation<A>,
     reply: Translation<A>,
-}
-
-/// What makes replies look as if the service had sent them.
-#[inline(always)]
-fn reply_entry<A: Copy>(tuple: &Tuple<A>, service: u16, backend: u16, now: u32, hop: LastHop) -> Translation<A> {
-    Translation {
-        src: tuple.dst,
-        dst: tuple.src,
-        sport: tuple.dport,
-        dport: tuple.sport,
-        service,
-        backend,
-        time: now,
-        state: 0,
-        direction: TO_CLIENT,
-        last_hop: hop,
-    }
 }
 
 /// Takes a source port for the flow in the scratch memory, if it is free: the entry for replies, which must be new, is
@@ -337,46 +345,48 @@ fn try_port<F: Family>(port: u16) -> bool {
     opening.forward.sport = Be16::new(port);
     opening.reply_key = opening.forward.reverse_key(opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
-    if !owned && reclaim::<F>(settings, &opening.reply_key, opening.forward.time) {
+    if !owned && reclaim::<F>(settings, opening) {
         owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
     }
     owned && F::insert_translation(&opening.key, &opening.forward, 0)
 }
 
-/// Frees a port whose flow has been idle for longer than its state allows.
+/// Frees the wanted port if its flow has been idle for longer than its state allows.
 #[inline(always)]
-fn reclaim<F: Family>(settings: &Settings, reply_key: &Tuple<F::Addr>, now: u32) -> bool {
-    let Some(reply) = F::translation(reply_key) else {
+fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>) -> bool {
+    let Some(reply) = F::translation(&opening.reply_key) else {
         return true;
     };
+    let now = opening.forward.time;
     // SAFETY: conntrack values live until a grace period after their removal.
     let reply = unsafe { &*reply };
-    let forward_key = reply.reverse_key(reply_key.protocol);
-    if let Some(forward) = F::translation(&forward_key) {
+    opening.old_key = reply.reverse_key(opening.reply_key.protocol);
+    if let Some(forward) = F::translation(&opening.old_key) {
         // SAFETY: as above.
         let forward = unsafe { &*forward };
         // The client may have a newer flow with another port: then this one is over.
-        let is_same = forward.sport == reply_key.dport && forward.dst == reply_key.src;
-        let idle = core::cmp::min(now.wrapping_sub(forward.time), now.wrapping_sub(reply.time));
-        if is_same && idle <= settings.timeouts[forward.state as usize & 7] as u32 {
-            return false;
-        }
-        if is_same {
-            close::<F>(&forward_key, forward);
+        if forward.sport == opening.reply_key.dport && forward.dst == opening.reply_key.src {
+            let idle = core::cmp::min(now.wrapping_sub(forward.time), now.wrapping_sub(reply.time));
+            if idle <= settings.timeouts[forward.state as usize & 7] as u32 {
+                return false;
+            }
+            close::<F>(opening, forward);
             return true;
         }
     }
-    F::remove_translation(reply_key);
+    F::remove_translation(&opening.reply_key);
     true
 }
 
-/// Removes both entries of a flow.
+/// Removes both entries of the flow with the old key.
 #[inline(always)]
-fn close<F: Family>(key: &Tuple<F::Addr>, forward: &Translation<F::Addr>) {
-    F::remove_translation(&forward.reverse_key(key.protocol));
-    F::remove_translation(key);
-    if state::is_active(forward.state as u8) {
-        maps::release(forward.backend);
+fn close<F: Family>(opening: &mut Opening<F::Addr>, forward: &Translation<F::Addr>) {
+    opening.old_reply_key = forward.reverse_key(opening.old_key.protocol);
+    let (backend, was_active) = (forward.backend, state::is_active(forward.state as u8));
+    F::remove_translation(&opening.old_reply_key);
+    F::remove_translation(&opening.old_key);
+    if was_active {
+        maps::release(backend);
     }
 }
 
@@ -406,11 +416,13 @@ fn refresh<F: Family>(
         (&raw mut (*translation).time).write_volatile(now);
         &*translation
     };
-    let Some(hop) = parse::last_hop(ctx, packet.l3) else {
+    let (Some(scratch), Some(hop)) = (maps::scratch::<Opening<F::Addr>>(), parse::last_hop(ctx, packet.l3)) else {
         return 0;
     };
-    let reply_key = current.reverse_key(packet.protocol);
-    match F::translation(&reply_key) {
+    // SAFETY: this CPU's own memory; a flow that was opened by this packet is in the map by now.
+    let scratch = unsafe { &mut *scratch };
+    scratch.reply_key = current.reverse_key(packet.protocol);
+    match F::translation(&scratch.reply_key) {
         Some(reply) => {
             // SAFETY: the pointer is to a map value. A reply that reads half of each hop is lost like any other packet
             // on a link that is being changed.
@@ -421,10 +433,15 @@ fn refresh<F: Family>(
             }
         }
         None => {
-            let reply = reply_entry(&key(packet), current.service, current.backend, now, hop);
-            if !F::insert_translation(&reply_key, &reply, maps::ONLY_NEW) {
-                // Another CPU has just done it, or the map is full of younger entries.
-            }
+            // The kernel evicted it. What it held follows from the packet and the other entry.
+            let reply = &mut scratch.reply;
+            (reply.src, reply.dst) = (packet.dst, packet.src);
+            (reply.sport, reply.dport) = (packet.dport, packet.sport);
+            (reply.service, reply.backend) = (current.service, current.backend);
+            (reply.time, reply.state, reply.direction) = (now, 0, TO_CLIENT);
+            reply.last_hop = hop;
+            // If it fails, another CPU has just done it, or the map is full of younger entries.
+            F::insert_translation(&scratch.reply_key, &scratch.reply, maps::ONLY_NEW);
         }
     }
     0
