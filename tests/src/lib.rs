@@ -1,1 +1,3 @@
+//! What the lab command, the system tests and the benches have in common.
 
+pub mod support;
