@@ -50,7 +50,8 @@ fn hold(client: &Host, address: IpAddr, protocol: Protocol) -> Held {
         protocol,
         flows: 5,
         every: Duration::from_millis(5),
-        timeout: SOON,
+        // A datagram may be lost to what a test does; the next one follows soon.
+        timeout: if protocol == Protocol::Udp { Duration::from_millis(100) } else { SOON },
         max_time: Duration::from_secs(60),
     };
     hold.start(client.namespace()).unwrap_or_else(|error| panic!("{error}"))
@@ -148,7 +149,7 @@ fn a_load_counts_what_the_server_served() {
     let lab = lab(LabConfig::default());
     let servers = servers(&lab);
     let target = SocketAddr::new(lab.servers[1].addresses.ipv4.into(), 80);
-    let open = Pace::Open { per_second: 1000.0, max_in_flight: 100 };
+    let open = Pace::Open { per_second: 1000.0, max_in_flight: 500 };
     let closed = Pace::Closed { workers: 4 };
     let mut sent = 0;
     for (pace, close) in [(closed, false), (closed, true), (open, false), (open, true)] {
@@ -255,7 +256,8 @@ fn held_flows_survive_a_link_that_comes_back() {
             let held = hold(&lab.clients[0], address, Protocol::Tcp);
             held.wait_exchanges(2, SOON).expect("flows go on");
             host.link_down(side).expect("down");
-            held.wait_exchanges(1, Duration::from_millis(100)).expect_err("nothing passes a link that is down");
+            // The first may have been under way.
+            held.wait_exchanges(2, Duration::from_millis(100)).expect_err("nothing passes a link that is down");
             host.link_up(side).expect("up");
             held.wait_exchanges(2, SOON).expect("flows go on");
             assert_eq!(held.broken(), []);
@@ -284,7 +286,9 @@ fn a_new_mac_address_is_announced_and_takes_over() {
 #[test]
 fn a_lossy_link_loses_its_share() {
     let lab = lab(LabConfig::default());
-    let _servers = servers(&lab);
+    let servers = servers(&lab);
+    // Lost neighbour discovery would stop everything for a second: it happens before.
+    seen(&lab.clients[0], lab.servers[0].addresses.ipv4.into());
     lab.servers[0].set_receive(Some(Receive::Lose(0.3))).expect("attached");
     let hold = Hold {
         target: SocketAddr::new(lab.servers[0].addresses.ipv4.into(), 7),
@@ -295,13 +299,12 @@ fn a_lossy_link_loses_its_share() {
         max_time: Duration::from_secs(30),
     };
     let held = hold.start(lab.clients[0].namespace()).expect("started");
-    let total =
-        || held.reports().iter().fold((0, 0), |(lost, all), flow| (lost + flow.lost, all + flow.lost + flow.exchanges));
-    wait_until("2,000 datagrams", Duration::from_secs(20), || total().1 >= 2000).expect("they are sent");
-    let (lost, all) = total();
-    let share = lost as f64 / all as f64;
-    // Five standard deviations of a binomial share are 0.051 here.
-    assert!((share - 0.3).abs() < 0.06, "{share}");
+    // Late answers count as lost at the client, so what arrived is asked of the server.
+    let sent = || held.reports().iter().map(|flow| flow.lost + flow.exchanges).sum::<u64>();
+    wait_until("2,000 datagrams", Duration::from_secs(20), || sent() >= 2000).expect("they are sent");
+    let arrived = servers[0].counts().datagrams as f64 / sent() as f64;
+    // Five standard deviations of a binomial share are 0.051 here, and 20 datagrams are under way.
+    assert!((arrived - 0.7).abs() < 0.062, "{arrived}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A server of the lab: HTTP, and TCP and UDP echo, on all addresses of its host, in both families.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -163,7 +163,7 @@ impl Server {
         Ok(())
     }
 
-    /// Stops listening, on all ports. Returns when that, and the resets if asked for, has happened.
+    /// Stops listening, on all ports. When it returns, new connections are refused and, if asked for, resets are sent.
     pub fn stop(&mut self, live: Live) {
         let listeners = std::mem::take(&mut self.listeners);
         let state = Arc::clone(&self.state);
@@ -221,12 +221,23 @@ fn listen(state: &Arc<State>, ports: Ports) -> Result<Vec<JoinHandle<()>>, Serve
     ])
 }
 
-async fn accept<F>(listener: TcpListener, state: Arc<State>, serve: fn(TcpStream, Open) -> F)
+/// Stops listening when dropped, even if a process that was forked at the moment has a copy of the descriptor.
+struct Listener(TcpListener);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Err(error) = SockRef::from(&self.0).shutdown(Shutdown::Both) {
+            eprintln!("lab: a listener may linger: {error}");
+        }
+    }
+}
+
+async fn accept<F>(listener: Listener, state: Arc<State>, serve: fn(TcpStream, Open) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
-        match listener.accept().await {
+        match listener.0.accept().await {
             Ok((stream, _)) => {
                 tokio::spawn(serve(stream, Open::new(&state)));
             }
@@ -238,10 +249,10 @@ where
     }
 }
 
-fn tcp_listener(port: u16) -> io::Result<TcpListener> {
+fn tcp_listener(port: u16) -> io::Result<Listener> {
     let socket = wildcard(Type::STREAM, Protocol::TCP, port)?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    TcpListener::from_std(socket.into()).map(Listener)
 }
 
 /// A socket on all addresses of both families, also those added later.

@@ -31,13 +31,22 @@ pub enum XdpError {
 pub enum Receive {
     /// Takes them all.
     Pass,
-    /// Loses this share of them (0 to 1), at random.
+    /// Loses this share of them (0 to 1), at random. Neighbour discovery suffers, too, and repeats after a second.
     Lose(f64),
 }
 
 /// An attached program. Dropping it detaches.
 #[derive(Debug)]
-pub struct XdpLink(#[expect(dead_code, reason = "held for its descriptor")] OwnedFd);
+pub struct XdpLink(OwnedFd);
+
+impl Drop for XdpLink {
+    fn drop(&mut self) {
+        // Closing alone would leave it attached while a process that was forked at the moment has a copy.
+        if let Err(error) = bpf(bpf_cmd::BPF_LINK_DETACH, &self.0.as_raw_fd()) {
+            eprintln!("lab: an XDP program may stay attached: {error}");
+        }
+    }
+}
 
 /// Attaches a program that takes all frames, natively and able to receive frames of any size.
 pub fn attach_xdp_pass(namespace: &Namespace, device: &str) -> Result<XdpLink, XdpError> {
@@ -58,7 +67,7 @@ pub fn attach(namespace: &Namespace, device: &str, receive: Receive) -> Result<X
             attach_type: bpf_attach_type::BPF_XDP as u32,
             flags: XDP_FLAGS_DRV_MODE,
         };
-        bpf(bpf_cmd::BPF_LINK_CREATE, &request).map(XdpLink).map_err(|source| {
+        bpf_fd(bpf_cmd::BPF_LINK_CREATE, &request).map(XdpLink).map_err(|source| {
             let (device, namespace) = place();
             XdpError::Attach { device, namespace, source }
         })
@@ -98,7 +107,7 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
         expected_attach_type: bpf_attach_type::BPF_XDP as u32,
         ..Zeroable::zeroed()
     };
-    bpf(bpf_cmd::BPF_PROG_LOAD, &request)
+    bpf_fd(bpf_cmd::BPF_PROG_LOAD, &request)
 }
 
 /// The part of `union bpf_attr` that loading a program needs.
@@ -129,12 +138,16 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// A `bpf` call whose result is a new descriptor.
-fn bpf<A: NoUninit>(command: bpf_cmd, attributes: &A) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads as many bytes as given; pointers in them are alive in the caller, and both commands in
-    // use only read through them.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attributes, size_of::<A>()) };
-    let fd = Errno::result(fd)?;
-    // SAFETY: both commands in use return a descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+/// A `bpf` call that loads or creates, and gives a new descriptor.
+fn bpf_fd<A: NoUninit>(command: bpf_cmd, attributes: &A) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attributes)?;
+    // SAFETY: the commands in use here return a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf<A: NoUninit>(command: bpf_cmd, attributes: &A) -> io::Result<RawFd> {
+    // SAFETY: the kernel reads as many bytes as given; pointers in them are alive in the caller, and the commands in use
+    // only read through them.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, attributes, size_of::<A>()) };
+    Ok(Errno::result(result)? as RawFd)
 }
