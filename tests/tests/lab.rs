@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use loadbalancer_tests::support::plan::{LabConfig, Topology};
 use loadbalancer_tests::support::run::{Run, processes, traces};
 use loadbalancer_tests::support::server::{Behaviour, Live, Ports, Server};
 use loadbalancer_tests::support::xdp::Receive;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -130,9 +133,12 @@ fn replies_of_a_segment_do_not_pass_the_gateway() {
 
 #[test]
 fn frames_up_to_the_links_mtu_pass_both_ways() {
-    for (client_mtu, server_mtu) in [(1500, 1500), (9000, 9000), (9000, 1500), (1280, 9000)] {
+    for (client_mtu, server_mtu, changed_to) in
+        [(1500, 1500, 1500), (9000, 9000, 9000), (9000, 1500, 9000), (1280, 9000, 1280)]
+    {
         let lab = lab(LabConfig { client_mtu, server_mtu, ..LabConfig::default() });
         let _servers = servers(&lab);
+        lab.servers[0].set_mtu(changed_to).expect("the receiving programs take any size");
         for address in both_families(&lab.servers[0]) {
             let upload = Query { upload_bytes: 300_000, ..Query::get("/") };
             let answer = ask(&lab.clients[0], address, &upload).expect("upload answered");
@@ -316,7 +322,7 @@ fn nothing_is_left_of_a_lab_that_was_dropped() {
     wait_until("the process is in the namespace", SOON, || !processes(&id).is_empty()).expect("it starts");
     assert!(traces(&id).len() >= 8, "{:?}", traces(&id));
     drop(lab);
-    assert_eq!(traces(&id), Vec::<std::path::PathBuf>::new());
+    assert_eq!(traces(&id), Vec::<PathBuf>::new());
     assert_eq!(processes(&id), []);
     assert!(!child.wait().expect("waited").success(), "the process was killed");
 }
@@ -330,7 +336,7 @@ fn nothing_is_left_of_a_lab_that_panicked() {
         panic!("on purpose");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(traces(&told.recv().expect("it was up")), Vec::<std::path::PathBuf>::new());
+    assert_eq!(traces(&told.recv().expect("it was up")), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -339,7 +345,7 @@ fn a_signal_removes_the_lab() {
         let (mut child, id) = lab_in_a_process();
         kill(Pid::from_raw(child.id() as i32), signal).expect("it lives");
         assert_eq!(child.wait().expect("waited").code(), Some(128 + signal as i32));
-        assert_eq!(traces(&id), Vec::<std::path::PathBuf>::new());
+        assert_eq!(traces(&id), Vec::<PathBuf>::new());
     }
 }
 
@@ -352,10 +358,35 @@ fn the_next_run_removes_what_a_killed_one_left_but_no_live_one() {
     assert!(!traces(&killed_id).is_empty(), "a killed process cannot clean up");
     let live_traces = traces(&live_id);
     drop(Run::start().unwrap_or_else(|error| panic!("{error}")));
-    assert_eq!(traces(&killed_id), Vec::<std::path::PathBuf>::new());
+    assert_eq!(traces(&killed_id), Vec::<PathBuf>::new());
     assert_eq!(traces(&live_id), live_traces);
     kill(Pid::from_raw(live.id() as i32), Signal::SIGTERM).expect("it lives");
     live.wait().expect("waited");
+}
+
+#[test]
+fn pins_of_this_run_and_of_crashed_ones_are_removed() {
+    // On a thread with mounts of its own, so that the machine's BPF file system is not touched.
+    let pins = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root may");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("root may");
+        mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), None::<&str>).expect("the kernel has bpffs");
+        // No process has this number: it is above the kernel's limit.
+        let crashed = Path::new("/sys/fs/bpf/loadbalancer-lab-99999999/maps");
+        let other = Path::new("/sys/fs/bpf/loadbalancer/maps");
+        for dir in [crashed, other] {
+            std::fs::create_dir_all(dir).expect("bpffs takes directories");
+        }
+        let run = Run::start().unwrap_or_else(|error| panic!("{error}"));
+        assert!(!crashed.exists());
+        let own = run.pin_dir().join("maps");
+        std::fs::create_dir_all(&own).expect("bpffs takes directories");
+        drop(run);
+        assert!(!own.exists());
+        assert!(other.exists(), "what is not the lab's stays");
+    });
+    pins.join().expect("nothing panicked");
 }
 
 /// Starts [`lab_until_killed`] as a process and gives the id of its run.
