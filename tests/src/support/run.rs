@@ -174,10 +174,10 @@ fn kill_all(id: &str, failures: &mut Vec<String>) {
     }
 }
 
-/// The process id, with a number when this process has several runs.
+/// The process id, with a number when this process has several runs. No dot: bpffs refuses names with one.
 fn free_id(live: &[String]) -> String {
     let pid = process::id();
-    let mut candidates = std::iter::once(pid.to_string()).chain((1..).map(|n| format!("{pid}.{n}")));
+    let mut candidates = std::iter::once(pid.to_string()).chain((1..).map(|n| format!("{pid}_{n}")));
     candidates.find(|id| !live.contains(id)).expect("the candidates are endless")
 }
 
@@ -277,7 +277,7 @@ mod tests {
     fn only_the_labs_namespaces_are_told_as_such() {
         let cases = [
             ("lb-12-client1", Some("12")),
-            ("lb-12.3-gateway", Some("12.3")),
+            ("lb-12_3-gateway", Some("12_3")),
             ("lb-blue-client1", None),
             ("lb-12", None),
             ("other", None),
@@ -290,8 +290,8 @@ mod tests {
     #[test]
     fn runs_of_one_process_have_different_ids() {
         let pid = process::id();
-        let taken = [pid.to_string(), format!("{pid}.1")];
+        let taken = [pid.to_string(), format!("{pid}_1")];
         assert_eq!(free_id(&taken[..0]), pid.to_string());
-        assert_eq!(free_id(&taken), format!("{pid}.2"));
+        assert_eq!(free_id(&taken), format!("{pid}_2"));
     }
 }
