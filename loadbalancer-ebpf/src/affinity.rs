@@ -1,8 +1,6 @@
 //! The affinity table: finding, adding and ageing a flow's entry.
 
-use loadbalancer_common::affinity::{
-    BUCKET_ENTRIES, Bucket, Entry, LIVE_RANK, bucket, other_bucket, state, tag,
-};
+use loadbalancer_common::affinity::{BUCKET_ENTRIES, Bucket, Entry, LIVE_RANK, bucket, other_bucket, state, tag};
 use loadbalancer_common::settings::Settings;
 
 use crate::maps;

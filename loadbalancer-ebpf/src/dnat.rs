@@ -18,12 +18,7 @@ use crate::verdict::Verdict;
 /// A packet from a server's address and port. Only with an entry of its flow it is a reply; else it is a packet of the
 /// server's own, for the kernel.
 #[inline(always)]
-pub fn to_client<F: Family>(
-    ctx: &XdpContext,
-    settings: &Settings,
-    packet: &Packet<F::Addr>,
-    reply: &Reply,
-) -> Verdict {
+pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>, reply: &Reply) -> Verdict {
     let vip = F::addr(&reply.vip);
     let vip_port = if reply.port.0 == 0 { packet.sport } else { reply.port };
     let hash = F::hash(settings.seed, packet.dst, vip, packet.dport, vip_port, packet.protocol);
@@ -32,11 +27,8 @@ pub fn to_client<F: Family>(
         return Verdict::pass(Outcome::NotOurs);
     }
     let now = maps::now() as u16 & TIME_MASK;
-    let next = if packet.is_tcp() {
-        state::after_tcp(found.entry.state(), packet.tcp_flags, false)
-    } else {
-        state::UDP
-    };
+    let next =
+        if packet.is_tcp() { state::after_tcp(found.entry.state(), packet.tcp_flags, false) } else { state::UDP };
     affinity::touch(&found, next, now);
     let service = reply.service;
     let Some(hop) = F::last_hop(&packet.dst) else {

@@ -114,8 +114,7 @@ pub extern "C" fn forward_by_path(ctx: *mut xdp_md, path_id: u32, shape: u64, ha
         return failed;
     }
     let l2 = path.l2_len as usize;
-    let (ethertype, protocol) =
-        if packet.v6 { (V6::ETHERTYPE, V6::TUNNELLED) } else { (V4::ETHERTYPE, V4::TUNNELLED) };
+    let (ethertype, protocol) = if packet.v6 { (V6::ETHERTYPE, V6::TUNNELLED) } else { (V4::ETHERTYPE, V4::TUNNELLED) };
     let done = match path.encap {
         encap::NONE => frame::store(ctx, l2 - 2, ethertype),
         encap::IPV4 => outer4(ctx, l2, path, packet.tos, packet.length, protocol),

@@ -15,13 +15,7 @@ use crate::verdict::Verdict;
 
 #[inline(always)]
 fn key<A: Copy>(packet: &Packet<A>) -> FragmentKey<A> {
-    FragmentKey {
-        src: packet.src,
-        dst: packet.dst,
-        id: packet.fragment_id,
-        protocol: packet.protocol,
-        pad: [0; 3],
-    }
+    FragmentKey { src: packet.src, dst: packet.dst, id: packet.fragment_id, protocol: packet.protocol, pad: [0; 3] }
 }
 
 /// Notes where the first fragment goes. `hop` is given for packets to a client.
@@ -74,9 +68,7 @@ pub fn later<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
     if let Some(verdict) = forward::unanswered_obstacle(packet, service, ifindex, mtu) {
         return verdict;
     }
-    if !F::spend_ttl(ctx, packet.l3 as usize)
-        || !F::readdress(ctx, packet.l3 as usize, first.src, first.dst)
-    {
+    if !F::spend_ttl(ctx, packet.l3 as usize) || !F::readdress(ctx, packet.l3 as usize, first.src, first.dst) {
         return Verdict::drop(service, Outcome::Internal);
     }
     match path {

@@ -99,8 +99,6 @@ pub fn length(ctx: &XdpContext) -> usize {
 pub fn sum_long_quote(ctx: &XdpContext, offset: usize) -> Option<u64> {
     let pointer = at::<[u8; LONG_QUOTE]>(ctx, offset)?;
     // SAFETY: `at` has checked that the frame holds so many bytes.
-    let sum = unsafe {
-        bpf_csum_diff(core::ptr::null_mut(), 0, pointer.cast::<__be32>(), LONG_QUOTE as u32, 0)
-    };
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, pointer.cast::<__be32>(), LONG_QUOTE as u32, 0) };
     if sum < 0 { None } else { Some(sum as u64) }
 }

@@ -85,9 +85,7 @@ fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         Class::NotOurs => Verdict::pass(Outcome::NotOurs),
         // ---- From here on the frame is ours: it is forwarded, answered, refused or dropped, with a named reason. ----
         Class::ToService(id) => match maps::service(id) {
-            Some(service) if service.mode == mode::NAT => {
-                nat::to_server::<F>(ctx, settings, packet, id, service)
-            }
+            Some(service) if service.mode == mode::NAT => nat::to_server::<F>(ctx, settings, packet, id, service),
             Some(service) => dsr::to_server::<F>(ctx, settings, packet, id, service),
             None => Verdict::drop(id, Outcome::Internal),
         },
@@ -129,11 +127,7 @@ fn with_packet<F: Family>(
     };
     // SAFETY: this CPU's own memory, of which there is no other reference in this program.
     let packet = unsafe { &mut *packet };
-    if parse_to::<F>(ctx, settings, packet) {
-        then(ctx, settings, packet)
-    } else {
-        Verdict::pass(Outcome::Malformed)
-    }
+    if parse_to::<F>(ctx, settings, packet) { then(ctx, settings, packet) } else { Verdict::pass(Outcome::Malformed) }
 }
 
 #[inline(never)]

@@ -18,7 +18,7 @@ use loadbalancer_common::net::{Addr4, Addr6};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS};
 use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::ring::RingBlock;
-use loadbalancer_common::service::{Reply, Service, ServiceState, VipKey4, VipKey6, Vip};
+use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::Settings;
 
 /// The other programs, by [`loadbalancer_common::settings::program`].

@@ -76,11 +76,8 @@ pub fn to_server<F: Family>(
     if translation.time != now {
         refresh::<F>(ctx, packet, found, now);
     }
-    let next = if packet.is_tcp() {
-        state::after_tcp(translation.state as u8, packet.tcp_flags, true)
-    } else {
-        state::UDP
-    };
+    let next =
+        if packet.is_tcp() { state::after_tcp(translation.state as u8, packet.tcp_flags, true) } else { state::UDP };
     if next as u32 != translation.state {
         change_state(found, next);
     }
@@ -152,12 +149,7 @@ fn of<A: Copy>(translation: &Translation<A>) -> Rewrite<A> {
 
 /// Whether a packet of a known flow is part of it, rather than the first of a new one with the same tuple.
 #[inline(always)]
-fn goes_on<A>(
-    service: &Service,
-    settings: &Settings,
-    packet: &Packet<A>,
-    translation: &Translation<A>,
-) -> bool {
+fn goes_on<A>(service: &Service, settings: &Settings, packet: &Packet<A>, translation: &Translation<A>) -> bool {
     let Some(backend) = maps::backend(translation.backend) else {
         return false;
     };
@@ -188,8 +180,7 @@ fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service_id: u16,
     };
     let service_backend = service << 16 | backend as u32;
     let l3 = packet.l3 as u32;
-    let opened =
-        if F::V6 { nat_open6(ctx.ctx, service_backend, l3) } else { nat_open4(ctx.ctx, service_backend, l3) };
+    let opened = if F::V6 { nat_open6(ctx.ctx, service_backend, l3) } else { nat_open4(ctx.ctx, service_backend, l3) };
     if opened != 0 {
         return choice;
     }

@@ -22,10 +22,8 @@ pub fn packet<F: Family>(
     service: &Service,
     outcome: Outcome,
 ) -> Verdict {
-    let may_answer = matches!(
-        outcome,
-        Outcome::NoServer | Outcome::Full | Outcome::UnknownFlow | Outcome::ServerGone
-    ) && service.has(Service::REFUSE_WITH_RESET);
+    let may_answer = matches!(outcome, Outcome::NoServer | Outcome::Full | Outcome::UnknownFlow | Outcome::ServerGone)
+        && service.has(Service::REFUSE_WITH_RESET);
     if may_answer && answer::<F>(ctx, packet) {
         Verdict::answer(service_id, outcome)
     } else {
@@ -58,9 +56,8 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
     let (new_sequence, new_acknowledged, flags) = if packet.tcp_flags & tcp_flag::ACK != 0 {
         (acknowledged, 0, tcp_flag::RST)
     } else {
-        let used = data
-            + (packet.tcp_flags & tcp_flag::SYN != 0) as u32
-            + (packet.tcp_flags & tcp_flag::FIN != 0) as u32;
+        let used =
+            data + (packet.tcp_flags & tcp_flag::SYN != 0) as u32 + (packet.tcp_flags & tcp_flag::FIN != 0) as u32;
         (0, u32::from_be(sequence).wrapping_add(used).to_be(), tcp_flag::RST | tcp_flag::ACK)
     };
     let length = F::HEADER + TcpHdr::LEN;

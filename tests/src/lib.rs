@@ -1,1 +1,4 @@
+//! What the lab command, the system tests and the benches have in common.
 
+pub mod packet;
+pub mod support;

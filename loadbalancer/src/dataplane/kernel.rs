@@ -195,8 +195,11 @@ impl Kernel {
         let mut adopted = false;
         if let Some(directory) = &directory {
             adopted = compatible(directory, &sizes)?;
-            fs::create_dir_all(directory)
-                .map_err(|source| KernelError::Pin { action: "create", path: directory.clone(), source })?;
+            fs::create_dir_all(directory).map_err(|source| KernelError::Pin {
+                action: "create",
+                path: directory.clone(),
+                source,
+            })?;
         }
         let entries = sizes.entries();
         let mut loader = EbpfLoader::new();
@@ -242,11 +245,8 @@ impl Kernel {
         if let Some(program) = attached_program(interface, index) {
             return Err(KernelError::Occupied { interface: interface.to_owned(), program });
         }
-        let failed = |reason: String| KernelError::Attach {
-            interface: interface.to_owned(),
-            mode: mode.label(),
-            reason,
-        };
+        let failed =
+            |reason: String| KernelError::Attach { interface: interface.to_owned(), mode: mode.label(), reason };
         let xdp_mode = match mode {
             AttachMode::Native => XdpMode::Driver,
             AttachMode::Generic => XdpMode::Skb,
@@ -259,7 +259,9 @@ impl Kernel {
                 // A link that is not a descriptor cannot be pinned: the old netlink way, which would leave the program
                 // behind or take it down with this process. Neither is what was asked for.
                 let link: FdLink = link.try_into().map_err(|error| {
-                    failed(format!("the kernel gave no link that can be pinned ({error}); Linux 5.9 or later is needed"))
+                    failed(format!(
+                        "the kernel gave no link that can be pinned ({error}); Linux 5.9 or later is needed"
+                    ))
                 })?;
                 link.pin(&pin).map_err(|error| KernelError::Pin {
                     action: "pin a link at",
@@ -449,10 +451,7 @@ impl Taker<'_> {
     fn map<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<Map<K, V>, KernelError> {
         let data = match self.ebpf.map(name) {
             Some(
-                AyaMap::Array(data)
-                | AyaMap::HashMap(data)
-                | AyaMap::LruHashMap(data)
-                | AyaMap::PerCpuArray(data),
+                AyaMap::Array(data) | AyaMap::HashMap(data) | AyaMap::LruHashMap(data) | AyaMap::PerCpuArray(data),
             ) => data,
             _ => return Err(KernelError::Missing(name)),
         };

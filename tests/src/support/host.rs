@@ -1,0 +1,71 @@
+//! One host of the lab: a client or a server with one interface.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use super::netns::{Namespace, NetnsError};
+use super::plan::{Addresses, PlannedHost};
+use super::xdp::{Receive, XdpError, XdpLink, attach};
+
+/// One end of a link.
+#[derive(Clone, Debug)]
+pub struct End {
+    pub namespace: Namespace,
+    pub device: String,
+}
+
+#[derive(Debug)]
+pub struct Host {
+    pub name: String,
+    pub addresses: Addresses,
+    /// The gateway's addresses on the host's link: where its default routes lead.
+    pub gateway: Addresses,
+    pub near: End,
+    /// The other end of its link: at the gateway, or at the switch of a segment.
+    pub far: End,
+    receiving: Mutex<Option<XdpLink>>,
+}
+
+impl Host {
+    /// A host that is up. It starts to receive all frames, also those that XDP programs send.
+    pub(super) fn new(planned: &PlannedHost, near: End, far: End) -> Result<Self, XdpError> {
+        let PlannedHost { name, addresses, gateway, .. } = planned.clone();
+        let host = Self { name, addresses, gateway, near, far, receiving: Mutex::new(None) };
+        host.set_receive(Some(Receive::Pass))?;
+        Ok(host)
+    }
+
+    pub fn namespace(&self) -> &Namespace {
+        &self.near.namespace
+    }
+
+    /// The host's address of the same family as `like`.
+    pub fn address_like(&self, like: IpAddr) -> IpAddr {
+        if like.is_ipv4() { self.addresses.ipv4.into() } else { self.addresses.ipv6.into() }
+    }
+
+    /// Gives the host a virtual address on its loopback interface, as a DSR server has it. The host answers no ARP and
+    /// no neighbour solicitation for it.
+    pub fn add_vip(&self, vip: IpAddr) -> Result<(), NetnsError> {
+        self.near.namespace.ip(&[match vip {
+            IpAddr::V4(vip) => format!("addr add {vip}/32 dev lo"),
+            IpAddr::V6(vip) => format!("addr add {vip}/128 dev lo nodad"),
+        }])
+    }
+
+    /// Changes what the host does with received frames; `None` leaves its XDP hook free.
+    pub fn set_receive(&self, receive: Option<Receive>) -> Result<(), XdpError> {
+        let mut link = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
+        // The hook takes one program: the old one goes first.
+        *link = None;
+        *link = receive.map(|receive| attach(&self.near.namespace, &self.near.device, receive)).transpose()?;
+        Ok(())
+    }
+
+    /// Sets the MTU of both ends of the host's link, in bytes.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), NetnsError> {
+        [&self.near, &self.far]
+            .into_iter()
+            .try_for_each(|end| end.namespace.ip(&[format!("link set {} mtu {mtu}", end.device)]))
+    }
+}

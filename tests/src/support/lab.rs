@@ -1,0 +1,159 @@
+//! The lab: clients, one gateway, servers.
+//!
+//! Clients and servers have default routes to the gateway, so virtual addresses, which belong to no link, lead there
+//! too. The gateway's kernel forwards what no XDP program takes: the replies of DSR servers, for one.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use thiserror::Error;
+
+use super::host::{End, Host};
+use super::netns::{Namespace, NetnsError, ip_on_host};
+use super::offload::{self, OffloadError};
+use super::plan::{GATEWAY, GatewayLink, LabConfig, MAX_HOSTS, MAX_MTU, MIN_MTU, Plan, Role, SWITCH};
+use super::run::{Run, RunError};
+use super::xdp::{XdpError, XdpLink, attach_xdp_pass};
+
+#[derive(Debug, Error)]
+pub enum LabError {
+    #[error("{clients} clients and {servers} servers asked for; the lab takes 1 to {MAX_HOSTS} of each")]
+    HostCount { clients: u8, servers: u8 },
+    #[error("an MTU of {0} bytes asked for; the lab takes {MIN_MTU} to {MAX_MTU}")]
+    Mtu(u16),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+}
+
+#[derive(Debug)]
+pub struct Gateway {
+    pub namespace: Namespace,
+    /// To each client, then to each server; in a segment, the one link.
+    pub links: Vec<GatewayLink>,
+}
+
+/// The hosts, up and connected. Dropping it removes everything. What runs in it goes first: servers, loads, runtimes.
+#[derive(Debug)]
+pub struct Lab {
+    pub clients: Vec<Host>,
+    pub gateway: Gateway,
+    pub servers: Vec<Host>,
+    /// The switch's program for frames that the gateway sends from XDP.
+    _switch_port: Option<XdpLink>,
+    run: Run,
+}
+
+/// Virtual IPv4 address number `n`, from a documentation range (RFC 5737).
+pub const fn vip4(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, n)
+}
+
+/// Virtual IPv6 address number `n`, from the documentation range (RFC 3849).
+pub const fn vip6(n: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, n as u16)
+}
+
+impl Lab {
+    /// Removes what crashed labs left, then brings up a new one.
+    pub fn up(config: &LabConfig) -> Result<Self, LabError> {
+        check(config)?;
+        let plan = Plan::new(config);
+        let run = Run::start()?;
+        let names = plan.namespaces();
+        let namespaces: BTreeMap<&str, Namespace> = names.iter().copied().zip(run.add_namespaces(&names)?).collect();
+        for (name, namespace) in &namespaces {
+            namespace.sysctl(kernel_parameters(name))?;
+        }
+        let wires = plan.wires.iter().map(|wire| wire.line(wire.hosts().map(|host| namespaces[host].name())));
+        ip_on_host(&wires.collect::<Vec<_>>())?;
+        // Both ends of every link must be up before a host's routes are set: the centre goes first.
+        if let Some(switch) = namespaces.get(SWITCH) {
+            switch.ip(&plan.switch_lines())?;
+        }
+        namespaces[GATEWAY].ip(&plan.gateway_lines())?;
+        for host in &plan.hosts {
+            namespaces[host.name.as_str()].ip(&host.lines())?;
+        }
+        for (name, namespace) in &namespaces {
+            offload::switch_off(namespace, &plan.devices(name))?;
+        }
+        let switch_port = namespaces.get(SWITCH).map(|switch| attach_xdp_pass(switch, GATEWAY)).transpose()?;
+
+        let mut clients = Vec::new();
+        let mut servers = Vec::new();
+        for (planned, wire) in plan.hosts.iter().zip(&plan.wires) {
+            let [near, far] =
+                wire.ends.clone().map(|(host, device)| End { namespace: namespaces[host.as_str()].clone(), device });
+            let host = Host::new(planned, near, far)?;
+            match planned.role {
+                Role::Client => clients.push(host),
+                Role::Server => servers.push(host),
+            }
+        }
+        let gateway = Gateway { namespace: namespaces[GATEWAY].clone(), links: plan.gateway_links.clone() };
+        Ok(Self { clients, gateway, servers, _switch_port: switch_port, run })
+    }
+
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.clients.iter().chain(&self.servers)
+    }
+
+    /// Gives every server a virtual address, as DSR needs it.
+    pub fn add_vip_to_servers(&self, vip: IpAddr) -> Result<(), NetnsError> {
+        self.servers.iter().try_for_each(|server| server.add_vip(vip))
+    }
+}
+
+fn check(config: &LabConfig) -> Result<(), LabError> {
+    let LabConfig { clients, servers, client_mtu, server_mtu, .. } = *config;
+    if ![clients, servers].iter().all(|count| (1..=MAX_HOSTS).contains(count)) {
+        return Err(LabError::HostCount { clients, servers });
+    }
+    match [client_mtu, server_mtu].into_iter().find(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
+        Some(mtu) => Err(LabError::Mtu(mtu)),
+        None => Ok(()),
+    }
+}
+
+/// Parameters below `/proc/sys/net`, set before a host has interfaces, which inherit them.
+fn kernel_parameters(host: &str) -> &'static [(&'static str, &'static str)] {
+    match host {
+        GATEWAY => &[
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            // In a segment the kernel would tell servers of the shorter way.
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/default/send_redirects", "0"),
+            // An address must not disappear with a link that goes down and comes back.
+            ("ipv6/conf/default/keep_addr_on_down", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+        ],
+        SWITCH => &[("ipv6/conf/default/disable_ipv6", "1")],
+        _ => &[
+            // A virtual address on the loopback interface must not be answered for (DSR), nor be used to ask.
+            ("ipv4/conf/all/arp_ignore", "1"),
+            ("ipv4/conf/all/arp_announce", "2"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            // A changed MAC address is announced.
+            ("ipv4/conf/default/arp_notify", "1"),
+            ("ipv6/conf/default/ndisc_notify", "1"),
+            ("ipv6/conf/default/keep_addr_on_down", "1"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            // Load clients open more connections than the default range has room for.
+            ("ipv4/ip_local_port_range", "10000 65000"),
+        ],
+    }
+}
