@@ -150,7 +150,7 @@ fn open(flow: &NewFlow) -> Choice {
     let (Some(settings), Some(service)) = (maps::settings(), maps::service(flow.service)) else {
         return Choice::refused(Refusal::Internal);
     };
-    let choice = choose(settings, service, flow);
+    let choice = choose(service, flow);
     let Ok(id) = choice.get() else {
         return choice;
     };
@@ -170,7 +170,7 @@ fn open(flow: &NewFlow) -> Choice {
 
 /// A server, counted as having one more flow.
 #[inline(always)]
-fn choose(settings: &Settings, service: &Service, flow: &NewFlow) -> Choice {
+fn choose(service: &Service, flow: &NewFlow) -> Choice {
     if flow.kind == Kind::Middle {
         // Another gateway, or an entry that was given up: the ring is what all agree on.
         let hash = if flow.client != 0 { flow.client } else { flow.hash };

@@ -53,7 +53,7 @@ impl Answer {
 #[inline(always)]
 pub fn to_us<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     let [kind, code] = packet.sport.0.to_ne_bytes();
-    let is_error = if F::V6 { kind >= 1 && kind <= 4 } else { kind == 3 || kind == 11 || kind == 12 };
+    let is_error = if F::V6 { matches!(kind, 1..=4) } else { kind == 3 || kind == 11 || kind == 12 };
     let address = VipKey { addr: packet.dst, port: Be16(0), protocol: F::ICMP, pad: 0 };
     match F::vip(&address) {
         Some(vip) if vip.kind == Vip::SERVICE => {
@@ -64,7 +64,7 @@ pub fn to_us<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F
                 return error_to_server::<F>(ctx, settings, packet, vip.service);
             }
             // Neighbour discovery and multicast listener messages are the kernel's (RFC 4861, RFC 3810).
-            if F::V6 && (kind >= 130 && kind <= 137 || kind == 143) {
+            if F::V6 && matches!(kind, 130..=137 | 143) {
                 return Verdict::pass(Outcome::NotOurs);
             }
             Verdict::drop(vip.service, Outcome::IcmpUnknown)

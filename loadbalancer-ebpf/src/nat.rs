@@ -4,7 +4,6 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
-use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};

@@ -107,7 +107,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
 
     /// The values of a key on each CPU, for a per-CPU map. The kernel rounds each up to 8 bytes.
     pub fn get_per_cpu(&self, key: &K, cpus: usize) -> Result<Vec<V>, MapError> {
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let mut values = vec![V::zeroed(); cpus];
         if !self.read(key, values.as_mut_ptr().cast())? {
             values.clear();
@@ -189,7 +189,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
 
     /// Maps the values of an array map into memory.
     pub(super) fn mapped(&self) -> Result<Mapped<V>, MapError> {
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let bytes = self.entries as usize * size_of::<V>();
         // SAFETY: the kernel chooses the address; length and descriptor are of this map.
         let address = unsafe {
