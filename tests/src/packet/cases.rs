@@ -18,16 +18,16 @@ const RST: u8 = tcp_flag::RST;
 
 /// One family's addresses.
 #[derive(Clone, Copy, Debug)]
-struct Family {
-    name: &'static str,
-    client: &'static str,
-    vip: &'static str,
-    other: &'static str,
-    servers: [&'static str; 2],
-    nat_source: &'static str,
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) client: &'static str,
+    pub(super) vip: &'static str,
+    pub(super) other: &'static str,
+    pub(super) servers: [&'static str; 2],
+    pub(super) nat_source: &'static str,
 }
 
-const V4: Family = Family {
+pub(super) const V4: Family = Family {
     name: "v4",
     client: "198.51.100.7",
     vip: "192.0.2.10",
@@ -35,7 +35,7 @@ const V4: Family = Family {
     servers: ["10.0.0.11", "10.0.0.12"],
     nat_source: "10.0.0.1",
 };
-const V6: Family = Family {
+pub(super) const V6: Family = Family {
     name: "v6",
     client: "2001:db8:1::7",
     vip: "2001:db8::10",
@@ -43,18 +43,18 @@ const V6: Family = Family {
     servers: ["fd00::11", "fd00::12"],
     nat_source: "fd00::1",
 };
-const FAMILIES: [Family; 2] = [V4, V6];
+pub(super) const FAMILIES: [Family; 2] = [V4, V6];
 
 /// A forwarding mode with the encapsulation and the family of the servers.
 #[derive(Clone, Copy, Debug)]
-struct Mode {
-    name: &'static str,
-    mode: u8,
+pub(super) struct Mode {
+    pub(super) name: &'static str,
+    pub(super) mode: u8,
     /// Encapsulation, and whether servers have IPv6 addresses; none: the packet's family.
-    tunnel: Option<(u8, bool)>,
+    pub(super) tunnel: Option<(u8, bool)>,
 }
 
-const MODES: [Mode; 7] = [
+pub(super) const MODES: [Mode; 7] = [
     Mode { name: "nat", mode: mode::NAT, tunnel: None },
     Mode { name: "dnat", mode: mode::DNAT, tunnel: None },
     Mode { name: "dsr-l2", mode: mode::DSR, tunnel: None },
@@ -65,11 +65,11 @@ const MODES: [Mode; 7] = [
 ];
 
 impl Mode {
-    fn rewrites(&self) -> bool {
+    pub(super) fn rewrites(&self) -> bool {
         self.mode != mode::DSR
     }
 
-    fn servers(&self, family: &Family) -> [Server; 2] {
+    pub(super) fn servers(&self, family: &Family) -> [Server; 2] {
         let (encap, addrs) = match self.tunnel {
             Some((encap, true)) => (encap, V6.servers),
             Some((encap, false)) => (encap, V4.servers),
@@ -85,7 +85,7 @@ impl Mode {
 }
 
 /// The first packet of a flow, or one in its middle.
-fn packet(family: &Family, number: u8, sport: u16, flags: u8) -> Frame {
+pub(super) fn packet(family: &Family, number: u8, sport: u16, flags: u8) -> Frame {
     if number == protocol::TCP {
         Frame::tcp(family.client, sport, family.vip, 80, flags)
     } else {
@@ -94,14 +94,14 @@ fn packet(family: &Family, number: u8, sport: u16, flags: u8) -> Frame {
 }
 
 /// A world with one service of two servers.
-fn world(family: &Family, mode: &Mode, flags: u8) -> Result<(World, u16, Vec<u16>)> {
+pub(super) fn world(family: &Family, mode: &Mode, flags: u8) -> Result<(World, u16, Vec<u16>)> {
     let mut world = World::new()?;
     let listen = [(family.vip, 80, protocol::TCP), (family.vip, 80, protocol::UDP)];
     let (service, backends) = world.service(mode.mode, flags, &listen, &mode.servers(family))?;
     Ok((world, service, backends))
 }
 
-fn expect(ran: &Ran, action: &str, service: u16, outcome: Outcome) -> Result<()> {
+pub(super) fn expect(ran: &Ran, action: &str, service: u16, outcome: Outcome) -> Result<()> {
     let names: Vec<String> = ran
         .counted
         .iter()
@@ -117,7 +117,7 @@ fn expect(ran: &Ran, action: &str, service: u16, outcome: Outcome) -> Result<()>
 }
 
 /// The output must be this frame, to the byte.
-fn expect_frame(ran: &Ran, expected: &[u8]) -> Result<()> {
+pub(super) fn expect_frame(ran: &Ran, expected: &[u8]) -> Result<()> {
     if ran.frame != expected {
         let at =
             ran.frame.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(ran.frame.len().min(expected.len()));
@@ -132,12 +132,12 @@ fn expect_frame(ran: &Ran, expected: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn expect_sound(ran: &Ran) -> Result<()> {
+pub(super) fn expect_sound(ran: &Ran) -> Result<()> {
     verify(&ran.frame[14..]).map_err(|what| anyhow::anyhow!("wrong in the output: {what}\n  {:02x?}", ran.frame))
 }
 
 /// Which server the output goes to: one of the two addresses, as text.
-fn destination(ran: &Ran, mode: &Mode, servers: &[Server]) -> Result<usize> {
+pub(super) fn destination(ran: &Ran, mode: &Mode, servers: &[Server]) -> Result<usize> {
     let frame = &ran.frame;
     ensure!(frame[..6] == SERVER_MAC && frame[6..12] == GATEWAY_MAC, "link header {:02x?}", &frame[..14]);
     if mode.mode == mode::DSR && mode.tunnel.is_none() {
@@ -151,7 +151,7 @@ fn destination(ran: &Ran, mode: &Mode, servers: &[Server]) -> Result<usize> {
 }
 
 /// The packet as the server gets it, without the outer header.
-fn inner<'a>(ran: &'a Ran, mode: &Mode) -> &'a [u8] {
+pub(super) fn inner<'a>(ran: &'a Ran, mode: &Mode) -> &'a [u8] {
     let skip = match mode.tunnel {
         Some((encap, _)) => encap::overhead(encap) as usize,
         None => 0,
@@ -160,7 +160,7 @@ fn inner<'a>(ran: &'a Ran, mode: &Mode) -> &'a [u8] {
 }
 
 /// The source port that `nat` gave.
-fn source_port(ran: &Ran, family: &Family) -> u16 {
+pub(super) fn source_port(ran: &Ran, family: &Family) -> u16 {
     let l4 = if family.name == "v6" { 54 } else { 34 };
     u16::from_be_bytes([ran.frame[l4], ran.frame[l4 + 1]])
 }
@@ -179,6 +179,7 @@ pub fn all() -> Vec<Case> {
         replies(&mut cases, family);
         answers(&mut cases, family);
         foreign(&mut cases, family);
+        super::corners::add(&mut cases, family);
     }
     cases
 }

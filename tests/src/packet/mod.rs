@@ -3,6 +3,7 @@
 pub mod frame;
 pub mod world;
 mod cases;
+mod corners;
 mod runner;
 
 pub use runner::main;

@@ -1,11 +1,14 @@
 //! A gateway in the kernel, set up by hand: services, backends and paths written straight into the maps.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use aya::programs::{TestRun, TestRunOptions};
+use bytemuck::Pod;
 use loadbalancer::dataplane::kernel::{Kernel, Sizes};
+use loadbalancer::dataplane::map::Map;
 use loadbalancer_common::backend::{Backend, PATH_SLOTS};
 use loadbalancer_common::checksum::sum_bytes;
 use loadbalancer_common::clock::ticks_of_seconds;
@@ -32,12 +35,32 @@ pub const NAT_SOURCE6: &str = "fd00::1";
 
 #[derive(Debug)]
 pub struct World {
-    pub kernel: Kernel,
+    kernel: Option<Kernel>,
     services: u16,
     backends: u16,
     paths: u32,
     rings: u32,
     flags: u32,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        POOL.set(self.kernel.take());
+    }
+}
+
+thread_local! {
+    /// The loaded programs, while no world uses them.
+    static POOL: RefCell<Option<Kernel>> = const { RefCell::new(None) };
+}
+
+fn clear<K: Pod, V: Pod>(map: &Map<K, V>) -> Result<()> {
+    let mut keys = Vec::new();
+    map.for_each(|key, _| keys.push(*key))?;
+    for key in keys {
+        map.remove(&key)?;
+    }
+    Ok(())
 }
 
 /// A server as a test wants it.
@@ -88,22 +111,54 @@ pub struct Ran {
 impl World {
     pub fn new() -> Result<Self> {
         let sizes = Sizes { services: 16, backends: 64, rings: 24, flows: 4096, nat_flows: 4096, vips: 64 };
-        let kernel = Kernel::load(sizes, None).context("load the packet path")?;
-        let mut world = Self { kernel, services: 0, backends: 0, paths: 0, rings: 0, flags: 0 };
+        let kernel = match POOL.with_borrow_mut(Option::take) {
+            Some(kernel) => kernel,
+            None => Kernel::load(sizes, None).context("load the packet path")?,
+        };
+        let mut world = Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0 };
+        world.clear()?;
         world.write_settings()?;
         Ok(world)
+    }
+
+    /// Empties all maps. Loading the programs anew would take the verifier half a second.
+    fn clear(&mut self) -> Result<()> {
+        let maps = &self.kernel().maps;
+        for word in maps.affinity.words().iter().chain(maps.active.words()).chain(maps.service_state.words()) {
+            word.store(0, Ordering::Relaxed);
+        }
+        for id in 0..maps.services.entries() {
+            maps.services.set(&id, &Service::default())?;
+        }
+        for id in 0..maps.backends.entries() {
+            maps.backends.set(&id, &Backend::default())?;
+        }
+        clear(&maps.vips4)?;
+        clear(&maps.vips6)?;
+        clear(&maps.replies4)?;
+        clear(&maps.replies6)?;
+        clear(&maps.conntrack4)?;
+        clear(&maps.conntrack6)?;
+        clear(&maps.fragments4)?;
+        clear(&maps.fragments6)?;
+        clear(&maps.last_hops4)?;
+        clear(&maps.last_hops6)
+    }
+
+    pub fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().expect("the kernel is given back only when the world ends")
     }
 
     fn write_settings(&mut self) -> Result<()> {
         let seconds = [0, 300, 20, 7440, 120, 120, 10, 600];
         let settings = Settings {
             seed: 0x5eed,
-            affinity_mask: self.kernel.sizes.buckets() - 1,
+            affinity_mask: self.kernel().sizes.buckets() - 1,
             flags: self.flags,
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
             zero: 0,
         };
-        Ok(self.kernel.maps.settings.set(&0, &settings)?)
+        Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
 
     /// Adds a service; gives its number and those of its servers.
@@ -139,7 +194,7 @@ impl World {
             tiers,
             ..Service::default()
         };
-        self.kernel.maps.services.set(&(id as u32), &service)?;
+        self.kernel().maps.services.set(&(id as u32), &service)?;
         for (addr, port, number) in listen {
             let addr: IpAddr = addr.parse().context("VIP")?;
             self.vip(addr, *port, *number, id, Vip::SERVICE)?;
@@ -175,10 +230,10 @@ impl World {
         let port = Be16::new(port);
         match addr {
             IpAddr::V4(addr) => {
-                self.kernel.maps.vips4.set(&VipKey4 { addr: addr.into(), port, protocol, pad: 0 }, &vip)?;
+                self.kernel().maps.vips4.set(&VipKey4 { addr: addr.into(), port, protocol, pad: 0 }, &vip)?;
             }
             IpAddr::V6(addr) => {
-                self.kernel.maps.vips6.set(&VipKey6 { addr: addr.into(), port, protocol, pad: 0 }, &vip)?;
+                self.kernel().maps.vips6.set(&VipKey6 { addr: addr.into(), port, protocol, pad: 0 }, &vip)?;
             }
         }
         Ok(())
@@ -191,11 +246,11 @@ impl World {
         match server.addr {
             IpAddr::V4(addr) if vip.is_ipv4() => {
                 let key: VipKey<Addr4> = VipKey { addr: addr.into(), port, protocol, pad: 0 };
-                self.kernel.maps.replies4.set(&key, &value)?;
+                self.kernel().maps.replies4.set(&key, &value)?;
             }
             IpAddr::V6(addr) if vip.is_ipv6() => {
                 let key: VipKey<Addr6> = VipKey { addr: addr.into(), port, protocol, pad: 0 };
-                self.kernel.maps.replies6.set(&key, &value)?;
+                self.kernel().maps.replies6.set(&key, &value)?;
             }
             _ => {}
         }
@@ -204,7 +259,7 @@ impl World {
 
     fn backend(&mut self, service: u16, server: &Server) -> Result<u16> {
         self.paths += 1;
-        self.kernel.maps.paths.set(&self.paths, &path(server))?;
+        self.kernel().maps.paths.set(&self.paths, &path(server))?;
         self.backends += 1;
         let source: IpAddr = if server.addr.is_ipv6() { NAT_SOURCE6 } else { NAT_SOURCE4 }.parse()?;
         let backend = Backend {
@@ -219,26 +274,33 @@ impl World {
             source: AnyAddr::from(source),
             ..Backend::default()
         };
-        self.kernel.maps.backends.set(&(self.backends as u32), &backend)?;
+        self.kernel().maps.backends.set(&(self.backends as u32), &backend)?;
         Ok(self.backends)
     }
 
     /// Changes a backend in place.
     pub fn change_backend(&self, id: u16, change: impl FnOnce(&mut Backend)) -> Result<()> {
-        let mut backend = self.kernel.maps.backends.get(&(id as u32))?.context("the backend is there")?;
+        let mut backend = self.kernel().maps.backends.get(&(id as u32))?.context("the backend is there")?;
         change(&mut backend);
-        Ok(self.kernel.maps.backends.set(&(id as u32), &backend)?)
+        Ok(self.kernel().maps.backends.set(&(id as u32), &backend)?)
+    }
+
+    /// Changes a service in place.
+    pub fn change_service(&self, id: u16, change: impl FnOnce(&mut Service)) -> Result<()> {
+        let mut service = self.kernel().maps.services.get(&(id as u32))?.context("the service is there")?;
+        change(&mut service);
+        Ok(self.kernel().maps.services.set(&(id as u32), &service)?)
     }
 
     /// A ring in which the members take turns.
     fn ring(&mut self, members: &[u16]) -> RingRef {
-        let block = self.rings * self.kernel.sizes.ring_blocks();
+        let block = self.rings * self.kernel().sizes.ring_blocks();
         self.rings += 1;
         let mut numbers: Vec<u16> = (0..SLOTS as usize).map(|slot| members[slot % members.len()]).collect();
         numbers.resize(SLOT_BLOCKS as usize * 32, 0);
         numbers.extend(members);
         numbers.resize(numbers.len().next_multiple_of(32), 0);
-        let words = &self.kernel.maps.rings.words()[block as usize * 8..];
+        let words = &self.kernel().maps.rings.words()[block as usize * 8..];
         for (word, four) in words.iter().zip(numbers.chunks(4)) {
             word.store(bytemuck::cast([four[0], four[1], four[2], four[3]]), Ordering::Relaxed);
         }
@@ -247,17 +309,17 @@ impl World {
 
     pub fn set_ring(&mut self, service: u16, members: &[u16]) -> Result<()> {
         let ring = if members.is_empty() { RingRef(0) } else { self.ring(members) };
-        let mut entry = self.kernel.maps.services.get(&(service as u32))?.context("the service is there")?;
+        let mut entry = self.kernel().maps.services.get(&(service as u32))?.context("the service is there")?;
         entry.tiers[0] = ring.0;
-        Ok(self.kernel.maps.services.set(&(service as u32), &entry)?)
+        Ok(self.kernel().maps.services.set(&(service as u32), &entry)?)
     }
 
     pub fn active(&self, backend: u16) -> i64 {
-        self.kernel.maps.active.words()[backend as usize].load(Ordering::Relaxed) as i64
+        self.kernel().maps.active.words()[backend as usize].load(Ordering::Relaxed) as i64
     }
 
     pub fn set_active(&self, backend: u16, active: u64) {
-        self.kernel.maps.active.words()[backend as usize].store(active, Ordering::Relaxed);
+        self.kernel().maps.active.words()[backend as usize].store(active, Ordering::Relaxed);
     }
 
     fn outcomes(&self) -> Result<Vec<[u64; OUTCOME_SLOTS]>> {
@@ -265,7 +327,7 @@ impl World {
         (0..=self.services as u32)
             .map(|service| {
                 let mut sum = [0u64; OUTCOME_SLOTS];
-                for OutcomeCounters(counters) in self.kernel.maps.outcomes.get_per_cpu(&service, cpus)? {
+                for OutcomeCounters(counters) in self.kernel().maps.outcomes.get_per_cpu(&service, cpus)? {
                     for (total, counter) in sum.iter_mut().zip(counters) {
                         *total += counter;
                     }
@@ -281,6 +343,8 @@ impl World {
         let mut output = vec![0u8; frame.len() + 512];
         let result = self
             .kernel
+            .as_mut()
+            .expect("the kernel is given back only when the world ends")
             .program()?
             .test_run(TestRunOptions { data_in: Some(frame), data_out: Some(&mut output), ..Default::default() })
             .context("test run")?;
