@@ -25,7 +25,7 @@ apt-get install "$@"
 "#;
 
 /// Services that must not start with the machine either, only because a bench uses their programs.
-const SERVICES: [&str; 2] = ["nginx", "haproxy"];
+const SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx.service"), ("haproxy", "haproxy.service")];
 
 /// What a user without root runs instead of [`install`].
 pub fn install_command(packages: &[&str]) -> String {
@@ -42,12 +42,11 @@ pub fn install(workspace: &Workspace, packages: &[&str]) -> Result<()> {
         install.args(["--option", LOCK_TIMEOUT]).args(packages);
         install
     })?;
-    let services: Vec<_> = SERVICES.iter().filter(|name| packages.iter().any(|it| it.starts_with(*name))).collect();
+    let services: Vec<_> =
+        SERVICES.iter().filter(|(package, _)| packages.contains(package)).map(|(_, service)| service).collect();
     if !services.is_empty() && find_program("systemctl").is_some() {
-        step::run(
-            "systemctl disable (only the programs are used)",
-            command(workspace, "systemctl").arg("disable").args(services),
-        )?;
+        let mut disable = command(workspace, "systemctl");
+        step::run("disable their services (only the programs are used)", disable.arg("disable").args(services))?;
     }
     Ok(())
 }

@@ -33,7 +33,8 @@ const EMULATOR_SCRIPT: &str = r#"#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")/qemu
 LD_LIBRARY_PATH=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu
 export LD_LIBRARY_PATH
-exec "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/seabios" -L "$here/usr/share/qemu" "$@"
+exec "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/seabios" -L "$here/usr/share/qemu" \
+    -L "$here/usr/lib/ipxe/qemu" "$@"
 "#;
 
 /// Unpacks in a directory of its own, so that what breaks off half way is not taken for the whole.

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use crate::apt;
@@ -105,9 +105,9 @@ fn install(workspace: &Workspace, missing: &[Missing], purposes: &[Purpose]) -> 
 
 fn install_linker(workspace: &Workspace) -> Result<()> {
     let label = format!("cargo install bpf-linker {}", toolchain::LINKER_VERSION);
-    step::run(&label, &mut toolchain::linker_install(workspace)).with_context(|| {
-        format!(
-            "if crates could not be fetched, check the network and run this again; by hand it is\n  {}",
+    step::run(&label, &mut toolchain::linker_install(workspace)).map_err(|error| {
+        anyhow!(
+            "{error:#}; if crates could not be fetched, check network and proxy, then run this again; by hand it is\n  {}",
             toolchain::linker_install_command()
         )
     })

@@ -131,7 +131,13 @@ impl<'a> Spinner<'a> {
         if self.visible && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
             let elapsed = self.started.elapsed();
             let turn = ['|', '/', '-', '\\'][(elapsed.as_millis() / REDRAW.as_millis()) as usize % 4];
-            eprint!("\r\x1b[2K{turn} {}  {} s  \x1b[2m{}\x1b[0m", self.label, elapsed.as_secs(), self.peek);
+            // Without wrapping (mode 7) the line is cut at the terminal's edge, and one line stays one line.
+            eprint!(
+                "\r\x1b[2K\x1b[?7l{turn} {}  {} s  \x1b[2m{}\x1b[0m\x1b[?7h",
+                self.label,
+                elapsed.as_secs(),
+                self.peek
+            );
             self.drawn = Some(Instant::now());
             self.flush();
         }
