@@ -2,3 +2,4 @@
 
 pub mod dataplane;
 pub mod health;
+pub mod ring;
