@@ -378,7 +378,6 @@ fn pins_of_this_run_and_of_crashed_ones_are_removed() {
         for dir in [crashed, other] {
             std::fs::create_dir_all(dir).expect("bpffs takes directories");
         }
-        // Two at once: the ids of a process's later runs differ in form.
         let runs = [(); 2].map(|()| Run::start().unwrap_or_else(|error| panic!("{error}")));
         assert!(!crashed.exists());
         let own = runs.each_ref().map(|run| run.pin_dir().join("maps"));

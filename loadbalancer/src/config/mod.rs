@@ -1,0 +1,5 @@
+//! The configuration: what the operator wants.
+
+mod model;
+
+pub use model::*;

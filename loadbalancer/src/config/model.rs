@@ -1,0 +1,224 @@
+//! What a valid configuration says, with all defaults filled in.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::dataplane::kernel::Sizes;
+use crate::health::{CheckKind, Thresholds};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub gateway: Gateway,
+    pub limits: Sizes,
+    pub timeouts: Timeouts,
+    pub admin: Admin,
+    /// Where Prometheus metrics are served; none: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// In the order of the file.
+    pub services: Vec<Service>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    pub interfaces: Vec<Interface>,
+    pub on_stop: OnStop,
+    pub on_incompatible: OnIncompatible,
+    /// Below the BPF file system.
+    pub pin_directory: PathBuf,
+    /// Key of the flow hash; none: drawn once and kept in the pinned state.
+    pub hash_seed: Option<u64>,
+    /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
+    pub vip_interface: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub xdp: XdpMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Native, else generic with a warning.
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+/// What becomes of forwarding when the controller is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStop {
+    #[default]
+    Keep,
+    Remove,
+}
+
+/// What to do about pinned state that this controller cannot adopt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIncompatible {
+    #[default]
+    Refuse,
+    Replace,
+}
+
+/// Idle time-outs of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub tcp_syn: Duration,
+    pub tcp_established: Duration,
+    /// After one side's FIN.
+    pub tcp_fin: Duration,
+    /// After both FINs, or a reset.
+    pub tcp_closed: Duration,
+    pub udp: Duration,
+    /// Of the memory which server a client has, for services with client affinity.
+    pub client: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub socket: PathBuf,
+    /// Permission bits of the socket.
+    pub mode: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: String,
+    pub listen: Vec<Listen>,
+    pub mode: Mode,
+    pub affinity: Affinity,
+    pub refuse: Refuse,
+    pub on_server_down: OnServerDown,
+    /// Source addresses that `nat` uses, at most one per family; none: the gateway's own on the way to the server.
+    pub nat_source: Vec<IpAddr>,
+    pub nat_ports: RangeInclusive<u16>,
+    /// Destination port of `dsr-gue`.
+    pub gue_port: u16,
+    pub check: Option<Check>,
+    pub servers: Vec<Server>,
+}
+
+/// An address on which a service is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Listen {
+    pub addr: IpAddr,
+    /// None: any port.
+    pub port: Option<u16>,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Nat,
+    Dnat,
+    DsrL2,
+    DsrIpip,
+    DsrGue,
+}
+
+/// What new flows are kept together by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    #[default]
+    Flow,
+    Client,
+}
+
+/// How a client learns that no server takes its flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refuse {
+    #[default]
+    Reset,
+    Drop,
+}
+
+/// What becomes of live flows of a server that fails its checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnServerDown {
+    #[default]
+    Keep,
+    Reset,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub kind: CheckKind,
+    /// None: the server's port, else that of the service's first TCP listener.
+    pub port: Option<u16>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub thresholds: Thresholds,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Unique in the service.
+    pub name: String,
+    pub addr: IpAddr,
+    /// None: the port that the client used.
+    pub port: Option<u16>,
+    /// Zero: no new flows.
+    pub weight: u16,
+    pub tier: u8,
+    /// Most active flows; none: no limit.
+    pub high_water: Option<NonZeroU32>,
+}
+
+impl Protocol {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => loadbalancer_common::net::protocol::TCP,
+            Self::Udp => loadbalancer_common::net::protocol::UDP,
+        }
+    }
+}
+
+impl Mode {
+    pub const ALL: [Self; 5] = [Self::Nat, Self::Dnat, Self::DsrL2, Self::DsrIpip, Self::DsrGue];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dnat => "dnat",
+            Self::DsrL2 => "dsr-l2",
+            Self::DsrIpip => "dsr-ipip",
+            Self::DsrGue => "dsr-gue",
+        }
+    }
+
+    /// Whether replies go straight from the server to the client.
+    pub const fn is_dsr(self) -> bool {
+        matches!(self, Self::DsrL2 | Self::DsrIpip | Self::DsrGue)
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.addr, self.port) {
+            (IpAddr::V4(addr), None) => write!(f, "{addr}:*"),
+            (IpAddr::V6(addr), None) => write!(f, "[{addr}]:*"),
+            (addr, Some(port)) => write!(f, "{}", SocketAddr::new(addr, port)),
+        }?;
+        write!(f, "/{}", self.protocol.label())
+    }
+}
