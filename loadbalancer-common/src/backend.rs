@@ -29,7 +29,9 @@ pub struct Backend {
     pub hot_mark: u32,
     /// No new flow from this many active flows on (R6).
     pub high_water: u32,
-    pub pad2: u32,
+    /// Weight that the operator has set by hand, plus one; zero: none. Not read by the packet path; kept here so that a new
+    /// controller knows it.
+    pub set_weight: u32,
     /// Who it is in the configuration, so that a new controller recognises what it finds.
     pub identity: u64,
     pub addr: AnyAddr,
@@ -45,6 +47,8 @@ impl Backend {
     /// Checks say that it does not work.
     pub const DOWN: u16 = 4;
     pub const IPV6: u16 = 8;
+    /// The operator has drained it. Not read by the packet path, which goes by `ACCEPTS`; see `set_weight`.
+    pub const DRAINED: u16 = 16;
 
     #[inline(always)]
     pub const fn has(&self, flag: u16) -> bool {

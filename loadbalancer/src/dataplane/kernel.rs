@@ -125,6 +125,8 @@ pub enum KernelError {
          xdp off`), or leave this interface out of `interfaces`"
     )]
     Occupied { interface: String, program: String },
+    #[error("nothing is pinned in {}: no gateway runs, or it keeps its state elsewhere", directory.display())]
+    NothingPinned { directory: PathBuf },
     #[error("there is no interface {interface}\nhelp: `ip link` lists them; correct `interfaces` in [gateway]")]
     NoInterface { interface: String },
     #[error("cannot attach to {interface} in {mode} mode: {reason}")]
@@ -216,7 +218,15 @@ impl Kernel {
             program(&mut ebpf, name)?.load().map_err(|error| Box::new(EbpfError::from(error)))?;
         }
         connect(&mut ebpf)?;
-        let maps = Maps::take(&mut ebpf, &entries)?;
+        let maps = Maps::take(&|name| match ebpf.map(name) {
+            Some(
+                AyaMap::Array(data) | AyaMap::HashMap(data) | AyaMap::LruHashMap(data) | AyaMap::PerCpuArray(data),
+            ) => data
+                .info()
+                .and_then(|info| MapData::from_id(info.id()))
+                .map_err(|source| KernelError::Aya { what: name, source }),
+            _ => Err(KernelError::Missing(name)),
+        })?;
         Ok(Self { ebpf, maps, sizes, directory, adopted, links: Vec::new() })
     }
 
@@ -226,14 +236,15 @@ impl Kernel {
     }
 
     /// Attaches the program to an interface, or replaces the one that an earlier controller left there, without a gap.
-    pub fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<(), KernelError> {
+    /// Gives the mode in which it runs, which for a replaced program is the old one's.
+    pub fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<AttachMode, KernelError> {
         let index = interface_index(interface)?;
         let pin = self.directory.as_ref().map(|directory| link_pin(directory, interface));
         if let Some(pin) = &pin
             && pin.exists()
         {
-            match self.replace(pin) {
-                Ok(()) => return Ok(()),
+            match self.replace(pin, index) {
+                Ok(()) => return Ok(occupant::find(index).map_or(mode, |occupant| occupant.mode)),
                 // The interface was removed and made anew meanwhile: its link is dead.
                 Err(_) => fs::remove_file(pin).map_err(|source| KernelError::Pin {
                     action: "remove",
@@ -271,11 +282,15 @@ impl Kernel {
             }
             None => self.links.push(link),
         }
-        Ok(())
+        Ok(mode)
     }
 
-    fn replace(&mut self, pin: &FilePath) -> Result<(), String> {
+    fn replace(&mut self, pin: &FilePath, index: u32) -> Result<(), String> {
         let link = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
+        // A link outlives its interface, and may then be of one that had this name before.
+        if occupant::find(index).is_none() {
+            return Err("the link is of an interface that is gone".to_owned());
+        }
         let link: XdpLink = FdLink::from(link).try_into().map_err(|error| format!("{error}"))?;
         let program = program(&mut self.ebpf, PROGRAM).map_err(|error| error.to_string())?;
         let id = program.attach_to_link(link).map_err(|error| chain(&error))?;
@@ -287,13 +302,10 @@ impl Kernel {
 
     /// Detaches from an interface.
     pub fn detach(&mut self, interface: &str) -> Result<(), KernelError> {
-        if let Some(directory) = &self.directory {
-            let pin = link_pin(directory, interface);
-            if pin.exists() {
-                fs::remove_file(&pin).map_err(|source| KernelError::Pin { action: "remove", path: pin, source })?;
-            }
+        match self.directory.as_ref().and_then(|directory| directory.parent()) {
+            Some(root) => remove_link(root, interface),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -306,6 +318,17 @@ pub fn remove_pins(pin_root: &FilePath) -> Result<bool, KernelError> {
     }
 }
 
+/// Removes the link of one interface, which detaches the program.
+pub fn remove_link(pin_root: &FilePath, interface: &str) -> Result<(), KernelError> {
+    let pin = link_pin(&versioned(pin_root), interface);
+    match fs::remove_file(&pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::Pin { action: "remove", path: pin, source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Interfaces that have a pinned link below a root.
 pub fn pinned_interfaces(pin_root: &FilePath) -> Vec<String> {
     let Ok(entries) = fs::read_dir(versioned(pin_root)) else {
@@ -313,7 +336,7 @@ pub fn pinned_interfaces(pin_root: &FilePath) -> Vec<String> {
     };
     entries
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK_PREFIX).map(str::to_owned))
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK_PREFIX).map(|name| name.replace('+', ".")))
         .collect()
 }
 
@@ -389,8 +412,8 @@ pub fn interface_index(interface: &str) -> Result<u32, KernelError> {
 }
 
 /// Name and number of the XDP program on an interface, if there is one.
-fn attached_program(interface: &str, index: u32) -> Option<String> {
-    let id = occupant::program_id(index)?;
+pub(super) fn attached_program(interface: &str, index: u32) -> Option<String> {
+    let id = occupant::find(index)?.program;
     let name = loaded_programs()
         .flatten()
         .find(|program| program.id() == id)
@@ -415,8 +438,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Maps {
-    fn take(ebpf: &mut Ebpf, entries: &[(&'static str, u32)]) -> Result<Self, KernelError> {
-        let mut take = Taker { ebpf, entries };
+    /// Opens what an earlier controller has pinned below a root, without loading anything: for looking only.
+    pub fn pinned(pin_root: &FilePath) -> Result<Self, KernelError> {
+        let directory = versioned(pin_root);
+        if !directory.is_dir() {
+            return Err(KernelError::NothingPinned { directory });
+        }
+        Self::take(&|name| {
+            MapData::from_pin(directory.join(name)).map_err(|source| KernelError::Aya { what: name, source })
+        })
+    }
+
+    fn take(source: &dyn Fn(&'static str) -> Result<MapData, KernelError>) -> Result<Self, KernelError> {
+        let take = Taker(source);
         Ok(Self {
             settings: take.map("SETTINGS")?,
             vips4: take.map("VIPS4")?,
@@ -442,26 +476,17 @@ impl Maps {
     }
 }
 
-struct Taker<'a> {
-    ebpf: &'a mut Ebpf,
-    entries: &'a [(&'static str, u32)],
-}
+struct Taker<'a>(&'a dyn Fn(&'static str) -> Result<MapData, KernelError>);
 
 impl Taker<'_> {
-    fn map<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<Map<K, V>, KernelError> {
-        let data = match self.ebpf.map(name) {
-            Some(
-                AyaMap::Array(data) | AyaMap::HashMap(data) | AyaMap::LruHashMap(data) | AyaMap::PerCpuArray(data),
-            ) => data,
-            _ => return Err(KernelError::Missing(name)),
-        };
+    fn map<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Map<K, V>, KernelError> {
+        let data = (self.0)(name)?;
         let info = data.info().map_err(|source| KernelError::Aya { what: name, source })?;
         if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
             return Err(KernelError::Missing(name));
         }
-        let entries = self.entries.iter().find(|(other, _)| *other == name).map_or(1, |(_, entries)| *entries);
         let fd: OwnedFd =
             data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Handle { name, source })?;
-        Ok(Map::new(fd, name, entries))
+        Ok(Map::new(fd, name, info.max_entries()))
     }
 }

@@ -2,4 +2,10 @@
 
 pub mod map;
 pub mod kernel;
+pub mod desired;
+pub mod reconcile;
+pub mod census;
+pub mod stats;
+pub mod flows;
+pub mod decap;
 mod occupant;

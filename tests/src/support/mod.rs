@@ -18,3 +18,4 @@ pub mod echo;
 pub mod client;
 pub mod load;
 pub mod hold;
+pub mod gateway;

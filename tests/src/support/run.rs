@@ -83,6 +83,8 @@ impl Run {
         }
         let id = fresh_id();
         let lock = lock(&lock_path(&id), FlockArg::LockExclusiveNonblock)?;
+        let directory = directory(&id);
+        fs::create_dir_all(&directory).map_err(|source| RunError::Lock { path: directory, source })?;
         live.push(id.clone());
         Ok(Self { id, _lock: lock })
     }
@@ -94,6 +96,11 @@ impl Run {
     /// Where this run's pins go, below the BPF file system. It is removed with the run.
     pub fn pin_dir(&self) -> PathBuf {
         pin_dir(&self.id)
+    }
+
+    /// For files and sockets of this run. It is removed with the run.
+    pub fn directory(&self) -> PathBuf {
+        directory(&self.id)
     }
 
     /// Makes a namespace for each host.
@@ -118,7 +125,7 @@ impl Drop for Run {
 /// Whatever on the machine bears the name of run `id`: namespaces, pins, lock.
 pub fn traces(id: &str) -> Vec<PathBuf> {
     let mut traces = namespaces(id);
-    traces.extend([pin_dir(id), lock_path(id)].into_iter().filter(|path| path.exists()));
+    traces.extend([pin_dir(id), directory(id), lock_path(id)].into_iter().filter(|path| path.exists()));
     traces
 }
 
@@ -149,6 +156,7 @@ fn remove(id: &str) -> Result<(), RunError> {
         };
         note(&path, unmounted);
     }
+    note(&directory(id), fs::remove_dir_all(directory(id)));
     note(&lock_path(id), fs::remove_file(lock_path(id)));
     if failures.is_empty() { Ok(()) } else { Err(RunError::Remove { id: id.to_owned(), failures }) }
 }
@@ -215,6 +223,10 @@ fn id_of_namespace(name: &str) -> Option<&str> {
 
 fn pin_dir(id: &str) -> PathBuf {
     Path::new(PINS).join(format!("{PIN_PREFIX}{id}"))
+}
+
+fn directory(id: &str) -> PathBuf {
+    Path::new(LOCKS).join(id)
 }
 
 fn lock_path(id: &str) -> PathBuf {

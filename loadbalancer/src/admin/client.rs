@@ -1,0 +1,95 @@
+//! The command line's side of the admin interface.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::{Changed, Failure};
+use crate::control::snapshot::{API_VERSION, Change, Snapshot};
+
+const TIME_OUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no controller answers on {}: {source}\nhelp: start one with `loadbalancer run --config FILE`, or name its socket \
+         with --socket",
+        path.display()
+    )]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("{} may be used by root only\nhelp: use sudo, or set `mode` in [admin]", .0.display())]
+    Denied(PathBuf),
+    #[error("the controller's answer was cut short: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the controller did not answer within {TIME_OUT:?}")]
+    TimeOut,
+    #[error("the controller's answer is not understood: {0}\nhelp: it may be of another version than this command")]
+    Json(#[from] serde_json::Error),
+    /// The controller refused, in its own words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Reads the state of the gateway.
+pub async fn snapshot(socket: &Path) -> Result<Snapshot, ClientError> {
+    call(socket, Method::GET, "snapshot", &()).await
+}
+
+/// Changes a server, and gives its full name.
+pub async fn change(socket: &Path, server: &str, change: &Change) -> Result<String, ClientError> {
+    let changed: Changed = call(socket, Method::POST, &format!("servers/{server}"), change).await?;
+    Ok(changed.server)
+}
+
+pub async fn reload(socket: &Path) -> Result<(), ClientError> {
+    let _empty: serde_json::Value = call(socket, Method::POST, "reload", &()).await?;
+    Ok(())
+}
+
+async fn call<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
+    timeout(TIME_OUT, exchange(socket, method, path, body)).await.map_err(|_| ClientError::TimeOut)?
+}
+
+async fn exchange<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ClientError> {
+    let stream = UnixStream::connect(socket).await.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::Denied(socket.to_owned()),
+        _ => ClientError::Connect { path: socket.to_owned(), source },
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("/v{API_VERSION}/{path}"))
+        .header(hyper::header::HOST, "loadbalancer")
+        .body(Full::new(Bytes::from(serde_json::to_vec(body)?)))
+        .map_err(|error| ClientError::Refused(format!("`{path}` cannot be asked for: {error}")))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await?.to_bytes();
+    drop(sender);
+    driver.abort();
+    if status.is_success() {
+        return Ok(serde_json::from_slice(&bytes)?);
+    }
+    let failure: Failure = serde_json::from_slice(&bytes)?;
+    Err(ClientError::Refused(failure.error))
+}

@@ -1,0 +1,289 @@
+//! The commands, and what they exit with: 0 done, 1 failed, 2 wrong usage or configuration.
+
+mod decap;
+mod flows;
+mod show;
+mod table;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use loadbalancer::admin::client::{self, ClientError};
+use loadbalancer::config::{Config, ConfigErrors};
+use loadbalancer::control;
+use loadbalancer::control::snapshot::{Change, Snapshot};
+use loadbalancer::dataplane::kernel::remove_pins;
+use tracing_subscriber::EnvFilter;
+
+pub const SOCKET: &str = "/run/loadbalancer.sock";
+pub const PINS: &str = "/sys/fs/bpf/loadbalancer";
+
+/// Balances connections over servers in the kernel, with XDP.
+#[derive(Parser)]
+#[command(name = "loadbalancer", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway: attach to its interfaces, check servers, forward
+    Run(RunArgs),
+    /// Check a configuration without root, and without changing anything
+    Check {
+        /// The configuration
+        file: PathBuf,
+        /// Errors as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the state of the controller, its interfaces and what is wrong
+    Status(ShowArgs),
+    /// Show servers with their traffic, and what became of all frames
+    Stats {
+        #[command(flatten)]
+        show: ShowArgs,
+        /// Again and again, with rates, every so many seconds
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+        watch: Option<u64>,
+        /// Stop watching after so many tables
+        #[arg(long, requires = "watch")]
+        count: Option<u64>,
+    },
+    /// List services
+    Services(ShowArgs),
+    /// List servers with their state
+    Backends(ShowArgs),
+    /// Change a server: stop new flows to it, take it back, set its weight
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// List the flows of nat services; count all others per server, or find one
+    Flows(flows::FlowsArgs),
+    /// Read the configuration anew, as SIGHUP does
+    Reload(SocketArgs),
+    /// End forwarding that a stopped controller has left in place
+    Detach {
+        /// Where the state is pinned
+        #[arg(long, default_value = PINS)]
+        pins: PathBuf,
+    },
+    /// On a server: take packets of dsr-ipip and dsr-gue out of their tunnel, until stopped
+    Decap(decap::DecapArgs),
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The configuration
+    #[arg(long, short, default_value = "/etc/loadbalancer.toml")]
+    config: PathBuf,
+    /// Form of the log on stderr
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Args, Clone)]
+pub struct SocketArgs {
+    /// Admin socket of the controller
+    #[arg(long, default_value = SOCKET)]
+    pub socket: PathBuf,
+}
+
+#[derive(Args, Clone)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Where the state is pinned, to be read when no controller runs
+    #[arg(long, default_value = PINS)]
+    pub pins: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+enum BackendCommand {
+    /// No new flows; live ones go on
+    Drain {
+        /// SERVICE/SERVER, or the server's name if only one service has it
+        name: String,
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// New flows again, and the weight of the configuration
+    Enable {
+        /// SERVICE/SERVER, or the server's name if only one service has it
+        name: String,
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Set the weight until `enable`, or until the configuration changes it
+    Weight {
+        /// SERVICE/SERVER, or the server's name if only one service has it
+        name: String,
+        /// 0 to 1000; 0: no new flows
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000))]
+        weight: u16,
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever reads our output may have stopped reading: that is no error of ours.
+            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+                return ExitCode::SUCCESS;
+            }
+            if let Some(errors) = error.downcast_ref::<ConfigErrors>() {
+                eprintln!("{errors}");
+                return ExitCode::from(2);
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => run(&args),
+        Command::Check { file, json } => check(&file, json),
+        Command::Status(args) => print(&args, show::status),
+        Command::Stats { show, watch: None, .. } => print(&show, |snapshot| show::stats(snapshot, None)),
+        Command::Stats { show, watch: Some(seconds), count } => watch(&show, seconds, count),
+        Command::Services(args) => print(&args, show::services),
+        Command::Backends(args) => print(&args, show::backends),
+        Command::Backend(command) => change(command),
+        Command::Flows(args) => flows::flows(&args),
+        Command::Reload(args) => block_on(async { Ok(client::reload(&args.socket).await?) }),
+        Command::Detach { pins } => detach(&pins),
+        Command::Decap(args) => decap::decap(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "loadbalancer", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?.block_on(future)
+}
+
+fn run(args: &RunArgs) -> Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match args.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    block_on(control::run(&args.config))
+}
+
+fn check(file: &Path, json: bool) -> Result<()> {
+    match Config::load(file) {
+        Ok(config) => {
+            let servers: usize = config.services.iter().map(|service| service.servers.len()).sum();
+            let services = config.services.len();
+            if json {
+                println!("[]");
+            } else {
+                println!("{}: {services} services, {servers} servers; nothing is wrong", file.display());
+            }
+            Ok(())
+        }
+        Err(errors) => {
+            if json {
+                println!("{}", serde_json::to_string_pretty(&errors)?);
+            }
+            Err(errors.into())
+        }
+    }
+}
+
+/// The state of the gateway: from its controller, else from the pinned maps.
+async fn snapshot(args: &ShowArgs) -> Result<Snapshot> {
+    match client::snapshot(&args.socket.socket).await {
+        Ok(snapshot) => Ok(snapshot),
+        Err(error @ ClientError::Connect { .. }) => match control::snapshot::of_pins(&args.pins) {
+            Ok(snapshot) => Ok(snapshot),
+            Err(pins) => Err(anyhow::anyhow!("{error}\n{pins}")),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn print(args: &ShowArgs, table: impl Fn(&Snapshot) -> String) -> Result<()> {
+    let snapshot = block_on(snapshot(args))?;
+    let text = if args.json { serde_json::to_string_pretty(&snapshot)? } else { table(&snapshot) };
+    writeln!(std::io::stdout(), "{}", text.trim_end())?;
+    Ok(())
+}
+
+fn watch(args: &ShowArgs, seconds: u64, count: Option<u64>) -> Result<()> {
+    let interval = Duration::from_secs(seconds.max(1));
+    block_on(async {
+        let mut before: Option<Snapshot> = None;
+        let mut shown = 0;
+        loop {
+            let now = snapshot(args).await?;
+            let mut out = std::io::stdout();
+            if args.json {
+                writeln!(out, "{}", serde_json::to_string(&now)?)?;
+            } else {
+                if out.is_terminal() {
+                    // To the upper left, and nothing below.
+                    write!(out, "\x1b[H\x1b[J")?;
+                }
+                writeln!(out, "{}", show::stats(&now, before.as_ref()).trim_end())?;
+            }
+            out.flush()?;
+            shown += 1;
+            if count.is_some_and(|count| shown >= count) {
+                return Ok(());
+            }
+            before = Some(now);
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+            }
+        }
+    })
+}
+
+fn change(command: BackendCommand) -> Result<()> {
+    let (name, socket, change, done) = match command {
+        BackendCommand::Drain { name, socket } => (name, socket, Change::Drain, "drained".to_owned()),
+        BackendCommand::Enable { name, socket } => (name, socket, Change::Enable, "enabled".to_owned()),
+        BackendCommand::Weight { name, weight, socket } => {
+            (name, socket, Change::Weight(weight), format!("has weight {weight}"))
+        }
+    };
+    let full = block_on(async { Ok(client::change(&socket.socket, &name, &change).await?) })?;
+    println!("{full}: {done}");
+    Ok(())
+}
+
+fn detach(pins: &Path) -> Result<()> {
+    if remove_pins(pins)? {
+        println!("forwarding has ended; nothing is left in {}", pins.display());
+        Ok(())
+    } else {
+        anyhow::bail!("nothing is pinned in {}", pins.display())
+    }
+}

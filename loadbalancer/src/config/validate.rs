@@ -1,0 +1,251 @@
+//! What only the whole tells: names and addresses that clash, and what a mode cannot do.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::error::Errors;
+use super::model::{Config, Listen, Mode, Protocol, Service};
+use super::walk::Span;
+
+/// Where things stand in the file.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub interfaces: Vec<Span>,
+    pub limits: Span,
+    pub services: Vec<ServicePlaces>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ServicePlaces {
+    /// The service's name.
+    pub service: Span,
+    pub mode: Span,
+    pub listens: Vec<Span>,
+    pub nat_sources: Vec<Span>,
+    pub check: Span,
+    /// The servers' addresses.
+    pub servers: Vec<Span>,
+    /// Servers that were told wrong already.
+    pub broken_servers: Vec<Span>,
+}
+
+pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    interfaces(config, places, errors);
+    names(config, places, errors);
+    listens(config, places, errors);
+    for (service, place) in config.services.iter().zip(&places.services) {
+        servers(service, place, errors);
+        families(service, place, errors);
+        ports(service, place, errors);
+    }
+    addresses(config, places, errors);
+    replies(config, places, errors);
+    limits(config, places, errors);
+}
+
+fn interfaces(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let mut seen = HashMap::new();
+    for (interface, span) in config.gateway.interfaces.iter().zip(&places.interfaces) {
+        if let Some(first) = seen.insert(&interface.name, span) {
+            let message =
+                format!("interface {} is named twice, first in line {}", interface.name, errors.line(first.start));
+            errors.add(span.clone(), message, "remove one of them");
+        }
+    }
+}
+
+fn names(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let mut seen: HashMap<&str, &Span> = HashMap::new();
+    for (service, place) in config.services.iter().zip(&places.services) {
+        if service.name.is_empty() {
+            continue;
+        }
+        if let Some(first) = seen.get(service.name.as_str()) {
+            let message = format!("there is a service {} already, in line {}", service.name, errors.line(first.start));
+            errors.add(place.service.clone(), message, "give each service a name of its own");
+        } else {
+            seen.insert(&service.name, &place.service);
+        }
+    }
+}
+
+fn listens(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let mut seen: HashMap<Listen, (&str, &Span)> = HashMap::new();
+    for (service, place) in config.services.iter().zip(&places.services) {
+        for (listen, span) in service.listen.iter().zip(&place.listens) {
+            if let Some((other, first)) = seen.get(listen) {
+                let line = errors.line(first.start);
+                let message = format!("{listen} is taken already, by service {other} in line {line}");
+                errors.add(span.clone(), message, "give it another port or address, or merge the services");
+            } else {
+                seen.insert(*listen, (&service.name, span));
+            }
+        }
+    }
+}
+
+fn servers(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
+    if service.servers.is_empty() && place.broken_servers.is_empty() {
+        let help = "add [[service.server]] with address = \"10.0.0.11\"";
+        errors.add(place.service.clone(), format!("service {} has no servers", service.name), help);
+    }
+    let mut addresses: HashMap<(IpAddr, Option<u16>), &Span> = HashMap::new();
+    let mut names: HashMap<&str, &Span> = HashMap::new();
+    for (server, span) in service.servers.iter().zip(&place.servers) {
+        if let Some(first) = addresses.get(&(server.addr, server.port)) {
+            let line = errors.line(first.start);
+            let message = format!("{} is a server of this service already, in line {line}", server.name);
+            errors.add(span.clone(), message, "remove one of them, or give it a larger weight");
+            continue;
+        }
+        addresses.insert((server.addr, server.port), span);
+        if let Some(first) = names.get(server.name.as_str()) {
+            let line = errors.line(first.start);
+            let message = format!("there is a server {} in this service already, in line {line}", server.name);
+            errors.add(span.clone(), message, "give each server of a service a name of its own");
+        } else {
+            names.insert(&server.name, span);
+        }
+    }
+}
+
+/// `nat` and `dnat` keep the packet's family.
+fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
+    let mode = service.mode.label();
+    if service.mode.is_dsr() {
+        return;
+    }
+    let name = |ipv6: bool| if ipv6 { "IPv6" } else { "IPv4" };
+    for (server, span) in service.servers.iter().zip(&place.servers) {
+        let ipv6 = server.addr.is_ipv6();
+        if !service.listen.is_empty() && !service.listen.iter().any(|listen| listen.addr.is_ipv6() == ipv6) {
+            let message =
+                format!("server {} has {}, on which service {} does not listen", server.name, name(ipv6), service.name);
+            let help = format!(
+                "{mode} keeps a packet's family: listen on an {} address, or use dsr-ipip or dsr-gue",
+                name(ipv6)
+            );
+            errors.add(span.clone(), message, help);
+        }
+    }
+    let mut told = HashSet::new();
+    for (listen, span) in service.listen.iter().zip(&place.listens) {
+        let ipv6 = listen.addr.is_ipv6();
+        let served = service.servers.iter().any(|server| server.addr.is_ipv6() == ipv6);
+        if !served && !service.servers.is_empty() && place.broken_servers.is_empty() && told.insert(ipv6) {
+            let message = format!("service {} listens on {}, but no server has it", service.name, name(ipv6));
+            let help = format!(
+                "{mode} keeps a packet's family: add a server with an {} address, or use dsr-ipip or dsr-gue",
+                name(ipv6)
+            );
+            errors.add(span.clone(), message, help);
+        }
+    }
+}
+
+fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
+    let has_port = service.listen.iter().any(|listen| listen.port.is_some());
+    for (server, span) in service.servers.iter().zip(&place.servers) {
+        if service.mode.is_dsr() && server.port.is_some() {
+            let message =
+                format!("server {} has a port, but {} does not rewrite packets", server.name, service.mode.label());
+            errors.add(span.clone(), message, "remove the port: the server must listen on the service's own");
+        }
+        if let Some(check) = &service.check
+            && check.port.is_none()
+            && server.port.is_none()
+            && !has_port
+        {
+            let message = format!("the check of server {} has no port to ask", server.name);
+            errors.add(place.check.clone(), message, "add `port` to [service.check]");
+            return;
+        }
+    }
+}
+
+/// VIPs, servers and sources are different machines.
+fn addresses(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let mut vips: HashMap<IpAddr, &Span> = HashMap::new();
+    for (service, place) in config.services.iter().zip(&places.services) {
+        for (listen, span) in service.listen.iter().zip(&place.listens) {
+            vips.entry(listen.addr).or_insert(span);
+        }
+    }
+    for (service, place) in config.services.iter().zip(&places.services) {
+        for (server, span) in service.servers.iter().zip(&place.servers) {
+            if let Some(vip) = vips.get(&server.addr) {
+                let message =
+                    format!("server {} has the virtual address of line {}", server.name, errors.line(vip.start));
+                errors.add(span.clone(), message, "give the server's own address: packets to it would come back here");
+            }
+        }
+        for (source, span) in service.nat_source.iter().zip(&place.nat_sources) {
+            if let Some(vip) = vips.get(source) {
+                let message = format!("the source {source} is the virtual address of line {}", errors.line(vip.start));
+                errors.add(
+                    span.clone(),
+                    message,
+                    "use another address of the gateway: replies could not be told apart",
+                );
+            }
+        }
+    }
+}
+
+/// The replies of a `dnat` server are told by its address and port alone, so these stand behind one VIP only.
+fn replies(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    // Per server address and protocol: port (none: any), VIP, and where.
+    type Taken<'a> = (Option<u16>, Listen, &'a str, &'a Span);
+    let mut taken: HashMap<(IpAddr, Protocol), Vec<Taken<'_>>> = HashMap::new();
+    for (service, place) in config.services.iter().zip(&places.services).filter(|(s, _)| s.mode == Mode::Dnat) {
+        for (server, span) in service.servers.iter().zip(&place.servers) {
+            for listen in service.listen.iter().filter(|listen| listen.addr.is_ipv4() == server.addr.is_ipv4()) {
+                let port = server.port.or(listen.port);
+                let others = taken.entry((server.addr, listen.protocol)).or_default();
+                let clash = others.iter().find(|(other, ..)| *other == port || other.is_none() || port.is_none());
+                if let Some((_, vip, name, first)) = clash {
+                    let message = format!(
+                        "server {} stands behind {listen} and behind {vip} of service {name} (line {})",
+                        server.name,
+                        errors.line(first.start)
+                    );
+                    let help = "in dnat the gateway tells the VIP of a reply by the server's address and port alone: give it \
+                                a port of its own per VIP, or use nat";
+                    errors.add(span.clone(), message, help);
+                    break;
+                }
+                others.push((port, *listen, &service.name, span));
+            }
+        }
+    }
+}
+
+fn limits(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let limits = &config.limits;
+    let mut services = 0;
+    let mut rings = 0;
+    let mut vips = 0;
+    for service in &config.services {
+        let split = !service.mode.is_dsr();
+        let families: HashSet<bool> = service.listen.iter().map(|listen| split && listen.addr.is_ipv6()).collect();
+        services += families.len();
+        let tiers: HashSet<(bool, u8)> =
+            service.servers.iter().map(|server| (split && server.addr.is_ipv6(), server.tier)).collect();
+        rings += tiers.len();
+        // Its own entry, and for ICMP and the source.
+        vips += service.listen.len() * 2 + families.len() * 3;
+    }
+    let backends = config.services.iter().map(|service| service.servers.len()).sum::<usize>();
+    // Changes are built beside what is in use.
+    for (what, used, limit, key) in [
+        ("services (one per family in nat and dnat)", services, limits.services, "services"),
+        ("servers", backends, limits.backends, "backends"),
+        ("rings (two per service and tier)", rings * 2, limits.rings, "rings"),
+        ("addresses to listen on", vips, limits.vips, "services"),
+    ] {
+        if used > limit as usize {
+            let help = format!("set {key} in [limits] higher than {limit}");
+            errors.add(places.limits.clone(), format!("there are {used} {what}, but room for {limit}"), help);
+        }
+    }
+}

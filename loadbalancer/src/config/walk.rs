@@ -1,0 +1,286 @@
+//! Walking through a TOML document with an eye on every key: nothing is passed over, everything has its place.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Display;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::error::Errors;
+
+pub(super) type Span = Range<usize>;
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub value: T,
+    pub span: Span,
+}
+
+impl<T> At<T> {
+    pub fn map<U>(self, map: impl FnOnce(T) -> U) -> At<U> {
+        At { value: map(self.value), span: self.span }
+    }
+}
+
+/// A table of the document, whose keys are taken one after the other.
+pub(super) struct Section<'d, 'e> {
+    table: &'d DeTable<'d>,
+    /// Where the table begins: what is missing in it is told there.
+    pub span: Span,
+    /// As in messages: `[gateway]`.
+    pub name: String,
+    errors: &'e RefCell<Errors<'d>>,
+    known: RefCell<Vec<&'static str>>,
+    complete: Cell<bool>,
+}
+
+impl<'d, 'e> Section<'d, 'e> {
+    pub fn new(table: &'d DeTable<'d>, span: Span, name: impl Into<String>, errors: &'e RefCell<Errors<'d>>) -> Self {
+        Self { table, span, name: name.into(), errors, known: RefCell::default(), complete: Cell::new(false) }
+    }
+
+    pub fn error(&self, span: Span, message: impl Into<String>, help: impl Into<String>) {
+        self.errors.borrow_mut().add(span, message, help);
+    }
+
+    /// Says what keys there could have been, after all have been asked for.
+    pub fn finish(self) {
+        let known = self.known.borrow();
+        for key in self.table.keys() {
+            let name = key.get_ref().as_ref();
+            if known.contains(&name) {
+                continue;
+            }
+            let near = known
+                .iter()
+                .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+                .filter(|(likeness, _)| *likeness > 0.8)
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            let help = match near {
+                Some((_, candidate)) => format!("did you mean `{candidate}`?"),
+                None => format!("{} takes: {}", self.name, known.join(", ")),
+            };
+            self.error(key.span(), format!("unknown key `{name}` in {}", self.name), help);
+        }
+        self.complete.set(true);
+    }
+
+    fn get(&self, key: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
+        self.known.borrow_mut().push(key);
+        self.table.get(key)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Where a key stands.
+    pub fn key_span(&self, key: &str) -> Span {
+        let found = self.table.keys().find(|candidate| candidate.get_ref().as_ref() == key);
+        found.map_or(self.span.clone(), Spanned::span)
+    }
+
+    fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str, example: &str) {
+        let found = value.get_ref().type_str();
+        self.error(value.span(), format!("`{key}` is to be {wanted}, not {found}"), format!("write {example}"));
+    }
+
+    pub fn string(&self, key: &'static str, example: &str) -> Option<At<&'d str>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(At { value: text.as_ref(), span: value.span() }),
+            _ => {
+                self.wrong_type(key, value, "a string", &format!("{key} = {example:?}"));
+                None
+            }
+        }
+    }
+
+    /// A string or an array of strings.
+    pub fn strings(&self, key: &'static str, example: &str) -> Option<At<Vec<At<&'d str>>>> {
+        let value = self.get(key)?;
+        let wrong = |value: &Spanned<DeValue<'_>>| {
+            self.wrong_type(key, value, "a string or an array of strings", &format!("{key} = [{example:?}]"));
+        };
+        match value.get_ref() {
+            DeValue::String(text) => {
+                let one = At { value: text.as_ref(), span: value.span() };
+                Some(At { value: vec![one], span: value.span() })
+            }
+            DeValue::Array(parts) => {
+                let mut all = Vec::new();
+                for part in parts.iter() {
+                    match part.get_ref() {
+                        DeValue::String(text) => all.push(At { value: text.as_ref(), span: part.span() }),
+                        _ => wrong(part),
+                    }
+                }
+                Some(At { value: all, span: value.span() })
+            }
+            _ => {
+                wrong(value);
+                None
+            }
+        }
+    }
+
+    /// A whole number within a range.
+    pub fn number<T>(&self, key: &'static str, range: RangeInclusive<i64>) -> Option<At<T>>
+    where
+        T: TryFrom<i64>,
+    {
+        let value = self.get(key)?;
+        let (first, last) = (range.start(), range.end());
+        let DeValue::Integer(number) = value.get_ref() else {
+            self.wrong_type(key, value, "a whole number", &format!("{key} = {first}"));
+            return None;
+        };
+        let text: String = number.as_str().chars().filter(|c| *c != '_').collect();
+        let parsed = i64::from_str_radix(&text, number.radix()).ok().filter(|number| range.contains(number));
+        match parsed.and_then(|number| T::try_from(number).ok()) {
+            Some(number) => Some(At { value: number, span: value.span() }),
+            None => {
+                let help = format!("choose a number from {first} to {last}");
+                self.error(value.span(), format!("`{key}` is out of range"), help);
+                None
+            }
+        }
+    }
+
+    /// One of some words.
+    pub fn choice<T: Copy>(&self, key: &'static str, words: &[(&'static str, T)]) -> Option<At<T>> {
+        let list = || words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let text = self.string(key, words[0].0)?;
+        match words.iter().find(|(word, _)| *word == text.value) {
+            Some((_, chosen)) => Some(At { value: *chosen, span: text.span }),
+            None => {
+                self.error(
+                    text.span,
+                    format!("`{}` is no value for `{key}`", text.value),
+                    format!("choose one of {}", list()),
+                );
+                None
+            }
+        }
+    }
+
+    /// A time such as `2m 30s`.
+    pub fn duration(&self, key: &'static str, range: RangeInclusive<Duration>, why: &str) -> Option<At<Duration>> {
+        let text = self.string(key, "30s")?;
+        let (first, last) = (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+        match humantime::parse_duration(text.value) {
+            Ok(duration) if range.contains(&duration) => Some(At { value: duration, span: text.span }),
+            Ok(_) => {
+                let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+                self.error(
+                    text.span,
+                    format!("`{key}` is out of range"),
+                    format!("choose a time from {first} to {last}{why}"),
+                );
+                None
+            }
+            Err(error) => {
+                let help = "write a number and a unit, such as \"500ms\", \"30s\", \"2h 4m\"";
+                self.error(text.span, format!("`{}` is no time: {error}", text.value), help);
+                None
+            }
+        }
+    }
+
+    /// A string in a form of its own.
+    pub fn parsed<T, E: Display>(
+        &self,
+        key: &'static str,
+        example: &str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<At<T>> {
+        let text = self.string(key, example)?;
+        match parse(text.value) {
+            Ok(value) => Some(At { value, span: text.span }),
+            Err(error) => {
+                self.error(text.span, format!("`{key}`: {error}"), format!("write it as in {key} = {example:?}"));
+                None
+            }
+        }
+    }
+
+    /// A table inside this one.
+    pub fn section(&self, key: &'static str, name: &str) -> Option<Section<'d, 'e>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(Section::new(table, self.header(key, value), name, self.errors)),
+            _ => {
+                self.wrong_type(key, value, "a table", name);
+                None
+            }
+        }
+    }
+
+    /// Tables of the same kind, written as `[[name]]`.
+    pub fn sections(&self, key: &'static str, name: &str) -> Vec<Section<'d, 'e>> {
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
+        let DeValue::Array(parts) = value.get_ref() else {
+            self.wrong_type(key, value, "a list of tables", name);
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for part in parts.iter() {
+            match part.get_ref() {
+                DeValue::Table(table) => sections.push(Section::new(table, part.span(), name, self.errors)),
+                _ => self.wrong_type(key, part, "a list of tables", name),
+            }
+        }
+        sections
+    }
+
+    /// Elements that may be strings or tables.
+    pub fn elements(&self, key: &'static str, example: &str) -> Option<At<Vec<Element<'d, 'e>>>> {
+        let value = self.get(key)?;
+        let parts: Vec<&'d Spanned<DeValue<'d>>> = match value.get_ref() {
+            DeValue::Array(parts) => parts.iter().collect(),
+            DeValue::String(_) | DeValue::Table(_) => vec![value],
+            _ => {
+                self.wrong_type(key, value, "an array", example);
+                return None;
+            }
+        };
+        let mut elements = Vec::new();
+        for part in parts {
+            match part.get_ref() {
+                DeValue::String(text) => elements.push(Element::Text(At { value: text.as_ref(), span: part.span() })),
+                DeValue::Table(table) => {
+                    elements.push(Element::Table(Section::new(table, part.span(), format!("`{key}`"), self.errors)));
+                }
+                DeValue::Integer(number) => {
+                    elements.push(Element::Text(At { value: number.as_str(), span: part.span() }));
+                }
+                _ => self.wrong_type(key, part, "a string or a table", example),
+            }
+        }
+        Some(At { value: elements, span: value.span() })
+    }
+
+    /// What must be there.
+    pub fn required<T>(&self, key: &'static str, example: &str, value: Option<T>) -> Option<T> {
+        if value.is_none() && !self.has(key) {
+            self.error(self.span.clone(), format!("{} has no `{key}`", self.name), format!("add {example}"));
+        }
+        value
+    }
+
+    /// The place of a table's header; implicit tables have none, then its value stands for it.
+    fn header(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Span {
+        let header = self.key_span(key);
+        if header.is_empty() { value.span() } else { header }
+    }
+}
+
+pub(super) enum Element<'d, 'e> {
+    Text(At<&'d str>),
+    Table(Section<'d, 'e>),
+}

@@ -1,0 +1,732 @@
+//! The one task that owns the gateway's state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use loadbalancer_common::backend::Backend;
+use loadbalancer_common::outcome::Outcome;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::desire::{self, ServerId, Standing};
+use super::hot::{self, Load};
+use super::resolver::{Resolved, Targets};
+use super::snapshot::{self, Change, Snapshot};
+use crate::config::{Check, Config, Interface, Service, XdpMode};
+use crate::dataplane::census::{self, Census};
+use crate::dataplane::desired::DesiredBackend;
+use crate::dataplane::kernel::{AttachMode, KernelError};
+use crate::dataplane::reconcile::{ReconcileError, Reconciler};
+use crate::dataplane::stats;
+use crate::health::{CheckSpec, Checker, Health, Report, ServerHealth};
+
+/// How often flows are counted.
+pub const TICK: Duration = Duration::from_secs(1);
+/// How often all maps are compared with what they should say.
+const COMPARE: Duration = Duration::from_secs(30);
+/// The walk over the `nat` flows may take this part of the time at most.
+const NAT_CENSUS_SHARE: u32 = 20;
+
+/// What others ask of the controller.
+#[derive(Debug)]
+pub enum Request {
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// Server, as `service/server` or by its name alone.
+    Change(String, Change, oneshot::Sender<Result<String, String>>),
+    Reload(oneshot::Sender<Result<(), String>>),
+}
+
+struct ServerState {
+    check_key: u32,
+    standing: Standing,
+    health: Option<ServerHealth>,
+}
+
+/// How an interface is attached.
+struct Attached {
+    index: u32,
+    mode: AttachMode,
+}
+
+pub struct Controller {
+    pub config: Config,
+    config_path: PathBuf,
+    reconciler: Reconciler,
+    seed: u64,
+    servers: HashMap<ServerId, ServerState>,
+    keys: HashMap<u32, ServerId>,
+    next_key: u32,
+    checker: Checker,
+    resolved: Resolved,
+    targets: watch::Sender<Targets>,
+    attached: BTreeMap<String, Result<Attached, String>>,
+    census: Census,
+    /// Correction that the last count asked for, by backend: it is made if the next one agrees.
+    drift: HashMap<u16, i64>,
+    nat_census: Census,
+    nat_census_due: Instant,
+    compare_due: Instant,
+    started: Instant,
+    reload_error: Option<String>,
+    apply_error: Option<String>,
+    repairs: u64,
+}
+
+impl Controller {
+    pub fn new(
+        config: Config,
+        config_path: PathBuf,
+        reconciler: Reconciler,
+        seed: u64,
+        reports: mpsc::Sender<Report>,
+        targets: watch::Sender<Targets>,
+    ) -> Self {
+        let now = Instant::now();
+        let mut controller = Self {
+            config,
+            config_path,
+            reconciler,
+            seed,
+            servers: HashMap::new(),
+            keys: HashMap::new(),
+            next_key: 0,
+            checker: Checker::new(reports),
+            resolved: Resolved::default(),
+            targets,
+            attached: BTreeMap::new(),
+            census: Census::default(),
+            drift: HashMap::new(),
+            nat_census: Census::default(),
+            nat_census_due: now,
+            compare_due: now + COMPARE,
+            started: now,
+            reload_error: None,
+            apply_error: None,
+            repairs: 0,
+        };
+        controller.follow_config();
+        controller
+    }
+
+    pub fn reconciler_mut(&mut self) -> &mut Reconciler {
+        &mut self.reconciler
+    }
+
+    /// Brings servers, checks and targets to the configuration.
+    fn follow_config(&mut self) {
+        let mut servers = HashMap::new();
+        for service in &self.config.services {
+            for server in &service.servers {
+                let id = desire::server_id(service, server);
+                let mut state = self.servers.remove(&id).unwrap_or_else(|| {
+                    self.next_key += 1;
+                    self.keys.insert(self.next_key, id);
+                    // What the operator has set outlives the controller that was told so.
+                    let kernel = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+                    let kernel = kernel.and_then(|number| self.reconciler.backend(*number));
+                    ServerState {
+                        check_key: self.next_key,
+                        standing: Standing {
+                            health: None,
+                            drained: kernel.is_some_and(|backend| backend.has(Backend::DRAINED)),
+                            set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
+                        },
+                        health: None,
+                    }
+                });
+                match service.check.as_ref().and_then(|check| spec(service, server.addr, server.port, check)) {
+                    Some(spec) => {
+                        let thresholds = spec.thresholds;
+                        self.checker.set(state.check_key, spec);
+                        match &mut state.health {
+                            Some(health) => health.set_thresholds(thresholds),
+                            none => *none = Some(ServerHealth::new(thresholds, Instant::now())),
+                        }
+                        // A server that was up or down for an earlier controller is so until its first check.
+                        if state.standing.health.is_none() {
+                            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+                            let down = number
+                                .and_then(|number| self.reconciler.backend(*number))
+                                .is_some_and(|backend| backend.has(Backend::DOWN));
+                            state.standing.health = Some(if down { Health::Down } else { Health::Unknown });
+                        }
+                    }
+                    None => {
+                        self.checker.remove(state.check_key);
+                        state.health = None;
+                        state.standing.health = None;
+                    }
+                }
+                servers.insert(id, state);
+            }
+        }
+        for gone in self.servers.values() {
+            self.checker.remove(gone.check_key);
+            self.keys.remove(&gone.check_key);
+        }
+        self.servers = servers;
+        self.follow_targets();
+    }
+
+    fn follow_targets(&mut self) {
+        let mut targets = Targets::default();
+        targets.addresses.extend(self.config.services.iter().flat_map(|s| &s.servers).map(|server| server.addr));
+        targets.addresses.extend(self.leaving().values().flatten().map(|backend| backend.addr));
+        targets.interfaces.extend(self.config.gateway.interfaces.iter().map(|interface| interface.name.clone()));
+        self.targets.send_if_modified(|current| {
+            let changed = *current != targets;
+            *current = targets;
+            changed
+        });
+    }
+
+    /// Servers that the configuration has no more, but that still have live flows, by service.
+    fn leaving(&self) -> HashMap<u64, Vec<DesiredBackend>> {
+        let mut leaving: HashMap<u64, Vec<DesiredBackend>> = HashMap::new();
+        for service in &self.config.services {
+            for part in desire::parts(service) {
+                let identity = desire::service_identity(service, part);
+                let Some(number) = self.reconciler.numbers.services.get(&identity) else {
+                    continue;
+                };
+                for (id, backend) in self.reconciler.backends_of(*number) {
+                    let server = ServerId { service: identity, backend: backend.identity };
+                    if self.servers.contains_key(&server) || self.reconciler.active(id) == 0 {
+                        continue;
+                    }
+                    let ipv6 = backend.has(Backend::IPV6);
+                    let port = backend.port.get();
+                    leaving.entry(identity).or_default().push(DesiredBackend {
+                        identity: backend.identity,
+                        addr: stats::address(backend),
+                        port: (port != 0).then_some(port),
+                        source: (backend.source.0 != [0; 4]).then(|| stats::any_address(backend.source, ipv6)),
+                        flags: backend.flags & Backend::DOWN,
+                        tier: 0,
+                        weight: 0,
+                        nominal: 0,
+                        set_weight: 0,
+                        high_water: backend.high_water,
+                        paths: self.reconciler.path(backend.paths[0]).copied().into_iter().collect(),
+                    });
+                }
+            }
+        }
+        leaving
+    }
+
+    /// Makes the kernel say what is wanted now.
+    pub fn apply(&mut self) {
+        let standings = self.servers.iter().map(|(id, state)| (*id, state.standing.clone())).collect();
+        let desired = desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving());
+        let result = self.reconciler.apply(&desired);
+        self.note_apply(result);
+    }
+
+    fn note_apply(&mut self, result: Result<(), ReconcileError>) {
+        let error = result.err().map(|error| error.to_string());
+        if let Some(error) = &error
+            && self.apply_error.as_ref() != Some(error)
+        {
+            tracing::error!(%error, "the kernel's maps are not up to date");
+        }
+        self.apply_error = error;
+    }
+
+    /// Attaches to all interfaces of the configuration, and to those that came back; detaches from others.
+    ///
+    /// # Errors
+    /// Of the first interface that cannot be attached; the others are attached all the same.
+    pub fn attach(&mut self) -> Result<(), KernelError> {
+        let mut first = Ok(());
+        let wanted = self.config.gateway.interfaces.clone();
+        let unwanted: Vec<String> =
+            self.attached.keys().filter(|name| !wanted.iter().any(|it| it.name == **name)).cloned().collect();
+        for name in unwanted {
+            self.attached.remove(&name);
+            match self.reconciler.kernel_mut().detach(&name) {
+                Ok(()) => tracing::info!(interface = %name, "detached"),
+                Err(error) => tracing::error!(interface = %name, %error, "cannot detach"),
+            }
+        }
+        for interface in &wanted {
+            let index = self.resolved.interfaces.get(&interface.name).copied();
+            match self.attached.get(&interface.name) {
+                Some(Ok(attached)) if index.is_none_or(|index| index == attached.index) => continue,
+                // It is told once; the next try follows when the interface changes.
+                Some(Err(_)) if index.is_none() => continue,
+                _ => {}
+            }
+            let result = self.attach_one(interface);
+            let state = match &result {
+                Ok(attached) => {
+                    let mode = attached.mode.label();
+                    tracing::info!(interface = %interface.name, mode, "attached");
+                    Ok(Attached { index: attached.index, mode: attached.mode })
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let before = self.attached.insert(interface.name.clone(), state);
+            if let Err(error) = result {
+                let text = error.to_string();
+                if !matches!(before, Some(Err(before)) if before == text) {
+                    tracing::error!(interface = %interface.name, error = %text, "not attached");
+                }
+                if first.is_ok() {
+                    first = Err(error);
+                }
+            }
+        }
+        first
+    }
+
+    fn attach_one(&mut self, interface: &Interface) -> Result<Attached, KernelError> {
+        let index = crate::dataplane::kernel::interface_index(&interface.name)?;
+        let kernel = self.reconciler.kernel_mut();
+        let mut attach = |mode| kernel.attach(&interface.name, mode).map(|mode| Attached { index, mode });
+        match interface.xdp {
+            XdpMode::Native => attach(AttachMode::Native),
+            XdpMode::Generic => attach(AttachMode::Generic),
+            XdpMode::Auto => match attach(AttachMode::Native) {
+                Err(KernelError::Attach { reason, .. }) => {
+                    tracing::warn!(
+                        interface = %interface.name,
+                        %reason,
+                        "native XDP does not work here: falling back to generic XDP, which is several times slower; set \
+                         xdp = \"native\" to refuse this, or xdp = \"generic\" to silence the warning"
+                    );
+                    attach(AttachMode::Generic)
+                }
+                result => result,
+            },
+        }
+    }
+
+    pub fn on_resolved(&mut self, resolved: Resolved) {
+        for (address, hop) in &resolved.hops {
+            let before = self.resolved.hops.get(address);
+            match (before, hop) {
+                (Some(Ok(before)), Ok(now)) if before == now => {}
+                (_, Ok(hop)) => tracing::info!(server = %address, ifindex = hop.ifindex, "way found"),
+                (Some(Err(before)), Err(now)) if before == now => {}
+                (_, Err(error)) if error.pending => {}
+                (_, Err(error)) => tracing::warn!(server = %address, reason = %error.reason, "no way to the server"),
+            }
+        }
+        let mut resolved = resolved;
+        for (address, hop) in &mut resolved.hops {
+            // While an address is asked for again, what was known stays good.
+            if matches!(hop, Err(error) if error.pending)
+                && let Some(Ok(known)) = self.resolved.hops.get(address)
+            {
+                *hop = Ok(known.clone());
+            }
+        }
+        self.resolved = resolved;
+        if let Err(error) = self.attach() {
+            tracing::debug!(%error, "an interface is not attached");
+        }
+        self.apply();
+    }
+
+    /// Takes the result of a check. True if the kernel must be told.
+    pub fn on_report(&mut self, report: Report) -> bool {
+        if !self.checker.is_current(&report) {
+            return false;
+        }
+        let Some(state) = self.keys.get(&report.key).and_then(|id| self.servers.get_mut(id)) else {
+            return false;
+        };
+        let Some(health) = &mut state.health else {
+            return false;
+        };
+        let failure = report.result.as_ref().err().map(ToString::to_string);
+        let transition = health.observe(report.result, report.at);
+        let now = health.health();
+        if let Some(transition) = transition {
+            let name = self.keys.get(&report.key).and_then(|id| self.name_of(*id)).unwrap_or_default();
+            let (from, to) = (transition.from.label(), transition.to.label());
+            match failure {
+                Some(reason) => tracing::warn!(server = %name, from, to, %reason, "health changed"),
+                None => tracing::info!(server = %name, from, to, "health changed"),
+            }
+        }
+        let Some(state) = self.keys.get(&report.key).and_then(|id| self.servers.get_mut(id)) else {
+            return false;
+        };
+        // What an earlier controller knew stands until this one knows better.
+        if now == Health::Unknown || state.standing.health == Some(now) {
+            return false;
+        }
+        state.standing.health = Some(now);
+        true
+    }
+
+    fn name_of(&self, id: ServerId) -> Option<String> {
+        self.config.services.iter().find_map(|service| {
+            let server = service.servers.iter().find(|server| desire::server_id(service, server) == id)?;
+            Some(format!("{}/{}", service.name, server.name))
+        })
+    }
+
+    /// Once a second: counts flows, corrects the packet path's counters, and sets the marks that follow from them.
+    pub fn on_tick(&mut self) -> Result<(), ReconcileError> {
+        let now = Instant::now();
+        let had_leaving = !self.leaving().is_empty();
+        self.count(now)?;
+        self.mark_hot()?;
+        if now >= self.compare_due {
+            self.compare_due = now + COMPARE;
+            let differences = self.reconciler.compare()?;
+            if differences > 0 {
+                self.repairs += differences as u64;
+                tracing::warn!(differences, "the kernel's maps were changed by someone else; they are mended");
+                self.apply();
+            }
+        }
+        if had_leaving || self.apply_error.is_some() {
+            self.follow_targets();
+            self.apply();
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, now: Instant) -> Result<(), ReconcileError> {
+        let settings = *self.reconciler.settings();
+        let maps = &self.reconciler.kernel().maps;
+        let count = |maps: &crate::dataplane::kernel::Maps| -> Vec<i64> {
+            maps.active.words().iter().map(|word| word.load(std::sync::atomic::Ordering::Relaxed) as i64).collect()
+        };
+        let before = count(maps);
+        let mut census = census::affinity(maps, &settings, census::now());
+        let has_nat =
+            self.reconciler.numbers.services.values().any(|id| {
+                self.reconciler.service(*id).is_some_and(|s| s.mode == loadbalancer_common::service::mode::NAT)
+            });
+        if has_nat {
+            if now < self.nat_census_due {
+                // Without the `nat` flows there is nothing to compare the counters with.
+                self.census = census;
+                return Ok(());
+            }
+            let mut nat = Census { active: vec![0; before.len()], ..Census::default() };
+            census::nat(maps, &settings, census::now(), &mut nat)?;
+            self.nat_census_due = now + TICK.max(now.elapsed() * NAT_CENSUS_SHARE) - TICK / 4;
+            census.active.iter_mut().zip(&nat.active).for_each(|(all, nat)| *all += nat);
+            census.expired += nat.expired;
+            self.nat_census = nat;
+        }
+        let after = count(maps);
+        let mut drift = HashMap::new();
+        for (id, counted) in census.active.iter().enumerate().skip(1) {
+            let error = i64::from(*counted) - (before[id] + after[id]) / 2;
+            // What changed during the walk may be seen or not.
+            if error.abs() <= (after[id] - before[id]).abs() {
+                continue;
+            }
+            let id = id as u16;
+            let last = self.drift.get(&id).copied().unwrap_or(0);
+            if last.signum() == error.signum() {
+                // Two counts agree: the smaller one is safe.
+                let correction = if error.abs() < last.abs() { error } else { last };
+                let word = &maps.active.words()[id as usize];
+                word.fetch_add(correction as u64, std::sync::atomic::Ordering::SeqCst);
+            } else {
+                drift.insert(id, error);
+            }
+        }
+        self.drift = drift;
+        if census.expired > 0 {
+            let services: Vec<u16> = self.reconciler.numbers.services.values().copied().collect();
+            services.into_iter().for_each(|id| self.reconciler.room(id));
+        }
+        self.census = census;
+        Ok(())
+    }
+
+    fn mark_hot(&mut self) -> Result<(), ReconcileError> {
+        let mut marks = Vec::new();
+        for service in &self.config.services {
+            let mut tiers: HashMap<(u64, u8), Vec<(u16, Load)>> = HashMap::new();
+            for server in &service.servers {
+                let id = desire::server_id(service, server);
+                let Some(number) = self.reconciler.numbers.backends.get(&(id.service, id.backend)) else {
+                    continue;
+                };
+                let Some(backend) = self.reconciler.backend(*number) else {
+                    continue;
+                };
+                if backend.has(Backend::ACCEPTS) {
+                    let load = Load { active: self.reconciler.active(*number), weight: backend.weight };
+                    tiers.entry((id.service, server.tier)).or_default().push((*number, load));
+                }
+            }
+            for members in tiers.values() {
+                let loads: Vec<Load> = members.iter().map(|(_, load)| *load).collect();
+                marks.extend(members.iter().map(|(id, _)| *id).zip(hot::marks(&loads)));
+            }
+        }
+        marks.into_iter().try_for_each(|(id, mark)| self.reconciler.set_hot_mark(id, mark))
+    }
+
+    /// Reads the configuration anew. A wrong one changes nothing.
+    pub fn reload(&mut self) -> Result<(), String> {
+        let result = self.try_reload();
+        match &result {
+            Ok(()) => tracing::info!(config = %self.config_path.display(), "configuration reloaded"),
+            Err(error) => tracing::error!(%error, "the configuration was not reloaded; the old one stays"),
+        }
+        self.reload_error = result.clone().err();
+        result
+    }
+
+    fn try_reload(&mut self) -> Result<(), String> {
+        let new = Config::load(&self.config_path).map_err(|errors| errors.to_string())?;
+        let fixed = [
+            ("[limits]", new.limits != self.config.limits),
+            ("gateway.pin_directory", new.gateway.pin_directory != self.config.gateway.pin_directory),
+            ("gateway.hash_seed", new.gateway.hash_seed.is_some_and(|seed| seed != self.seed)),
+            ("[admin]", new.admin != self.config.admin),
+            ("[metrics]", new.metrics != self.config.metrics),
+        ];
+        if let Some((key, _)) = fixed.into_iter().find(|(_, changed)| *changed) {
+            return Err(format!(
+                "{key} cannot change while the controller runs\nhelp: restart it, or restore the old value"
+            ));
+        }
+        for interface in &new.gateway.interfaces {
+            crate::dataplane::kernel::interface_index(&interface.name).map_err(|error| error.to_string())?;
+        }
+        self.config = new;
+        self.follow_config();
+        self.attach().map_err(|error| error.to_string())?;
+        self.apply();
+        self.apply_error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Changes what the operator has set on a server.
+    pub fn change(&mut self, server: &str, change: &Change) -> Result<String, String> {
+        let mut found = Vec::new();
+        for service in &self.config.services {
+            for candidate in &service.servers {
+                let full = format!("{}/{}", service.name, candidate.name);
+                if full == server || candidate.name == server {
+                    found.push((full, desire::server_id(service, candidate)));
+                }
+            }
+        }
+        let (name, id) = match found.as_slice() {
+            [] => return Err(format!("there is no server {server}\nhelp: `loadbalancer backends` lists them")),
+            [one] => one.clone(),
+            many => {
+                let names: Vec<&str> = many.iter().map(|(name, _)| name.as_str()).collect();
+                return Err(format!("{server} may be any of {}\nhelp: give one of these names", names.join(", ")));
+            }
+        };
+        let state = self.servers.get_mut(&id).ok_or("the server is being set up; try again")?;
+        match change {
+            Change::Drain => state.standing.drained = true,
+            Change::Enable => {
+                state.standing.drained = false;
+                state.standing.set_weight = None;
+            }
+            Change::Weight(weight) => state.standing.set_weight = Some(*weight),
+        }
+        tracing::info!(server = %name, ?change, "changed by the operator");
+        self.apply();
+        self.apply_error.clone().map_or(Ok(name), Err)
+    }
+
+    pub fn snapshot(&self) -> Result<Snapshot, ReconcileError> {
+        let kernel = stats::read(&self.reconciler.kernel().maps, self.reconciler.cpus())?;
+        let mut services: Vec<snapshot::Service> = Vec::new();
+        for service in &self.config.services {
+            let mut shown = snapshot::Service {
+                name: service.name.clone(),
+                mode: service.mode.label().to_owned(),
+                listen: service.listen.iter().map(ToString::to_string).collect(),
+                ..snapshot::Service::default()
+            };
+            for part in desire::parts(service) {
+                let identity = desire::service_identity(service, part);
+                let number = self.reconciler.numbers.services.get(&identity);
+                if let Some(found) = number.and_then(|number| kernel.services.get(number)) {
+                    add_outcomes(&mut shown.outcomes, &found.outcomes);
+                }
+            }
+            shown.servers = self.server_snapshots(service, &kernel);
+            services.push(shown);
+        }
+        let mut unserved = BTreeMap::new();
+        if let Some(none) = kernel.services.get(&0) {
+            add_outcomes(&mut unserved, &none.outcomes);
+        }
+        Ok(Snapshot {
+            taken_ms: now_ms(),
+            controller: Some(self.controller_snapshot()),
+            services,
+            unserved,
+            tables: snapshot::Tables {
+                affinity_entries: self.census.affinity[1..].iter().sum(),
+                affinity_capacity: self.reconciler.kernel().maps.affinity.words().len() as u64,
+                nat_flows: self.nat_census.nat.iter().sum(),
+                nat_capacity: u64::from(self.config.limits.nat_flows),
+            },
+        })
+    }
+
+    fn server_snapshots(&self, service: &Service, kernel: &stats::KernelStats) -> Vec<snapshot::Server> {
+        let mut tier_weights: HashMap<(u64, u8), u64> = HashMap::new();
+        let mut servers = Vec::new();
+        for server in &service.servers {
+            let id = desire::server_id(service, server);
+            let unknown = Standing::default();
+            let state = self.servers.get(&id);
+            let standing = state.map_or(&unknown, |state| &state.standing);
+            let way = desire::way(service, server.addr, &self.resolved);
+            let effective = desire::weight(server, standing, way.is_ok());
+            *tier_weights.entry((id.service, server.tier)).or_default() += u64::from(effective);
+            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+            let found = number.and_then(|number| kernel.backends.get(number));
+            let counters = found.map(|found| found.counters).unwrap_or_default();
+            let health = state.and_then(|state| state.health.as_ref());
+            let (label, reason) = match (&way, standing) {
+                (_, Standing { health: Some(Health::Down), .. }) => {
+                    ("down", health.and_then(|health| health.last_failure()).map(|failure| failure.error.to_string()))
+                }
+                (Err(reason), _) => ("unreachable", Some(reason.clone())),
+                (_, Standing { drained: true, .. }) => ("drained", None),
+                (_, Standing { health: None, .. }) => ("unchecked", None),
+                (_, Standing { health: Some(health), .. }) => (health.label(), None),
+            };
+            servers.push((
+                (id.service, server.tier, effective),
+                snapshot::Server {
+                    name: server.name.clone(),
+                    address: server.addr.to_string(),
+                    port: server.port,
+                    tier: server.tier,
+                    state: label.to_owned(),
+                    reason,
+                    weight: u32::from(standing.set_weight.unwrap_or(server.weight)),
+                    share: 0.0,
+                    active: found.map_or(0, |found| found.active),
+                    high_water: server.high_water.map(|mark| mark.get()),
+                    hot_mark: found.map(|found| found.backend.hot_mark).filter(|mark| *mark != u32::MAX),
+                    check_latency_us: health
+                        .and_then(|health| health.last_latency())
+                        .map(|latency| latency.as_micros() as u64),
+                    state_seconds: health.map(|health| health.since().elapsed().as_secs()),
+                    packets: counters.packets,
+                    bytes: counters.bytes,
+                    flows: counters.flows,
+                    reply_packets: counters.reply_packets,
+                    reply_bytes: counters.reply_bytes,
+                },
+            ));
+        }
+        for ((service, tier, effective), shown) in &mut servers {
+            let total = tier_weights.get(&(*service, *tier)).copied().unwrap_or(0);
+            shown.share = if total == 0 { 0.0 } else { f64::from(*effective) / total as f64 };
+        }
+        let mut servers: Vec<snapshot::Server> = servers.into_iter().map(|(_, shown)| shown).collect();
+        for part in desire::parts(service) {
+            let identity = desire::service_identity(service, part);
+            let Some(number) = self.reconciler.numbers.services.get(&identity) else {
+                continue;
+            };
+            for (id, backend) in self.reconciler.backends_of(*number) {
+                if self.servers.contains_key(&ServerId { service: identity, backend: backend.identity }) {
+                    continue;
+                }
+                let Some(found) = kernel.backends.get(&id) else {
+                    continue;
+                };
+                servers.push(snapshot::Server {
+                    name: stats::address(backend).to_string(),
+                    address: stats::address(backend).to_string(),
+                    port: (backend.port.get() != 0).then(|| backend.port.get()),
+                    state: "leaving".to_owned(),
+                    reason: Some("it is no longer in the configuration; its live flows go on".to_owned()),
+                    active: found.active,
+                    packets: found.counters.packets,
+                    bytes: found.counters.bytes,
+                    flows: found.counters.flows,
+                    reply_packets: found.counters.reply_packets,
+                    reply_bytes: found.counters.reply_bytes,
+                    ..snapshot::Server::default()
+                });
+            }
+        }
+        servers
+    }
+
+    fn controller_snapshot(&self) -> snapshot::Controller {
+        let interfaces = self.config.gateway.interfaces.iter().map(|interface| {
+            let attached = self.attached.get(&interface.name);
+            snapshot::Interface {
+                name: interface.name.clone(),
+                mode: attached
+                    .and_then(|attached| attached.as_ref().ok())
+                    .map(|attached| attached.mode.label().to_owned()),
+                problem: attached.and_then(|attached| attached.as_ref().err()).cloned(),
+            }
+        });
+        snapshot::Controller {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.config_path.display().to_string(),
+            adopted: self.reconciler.kernel().adopted,
+            interfaces: interfaces.collect(),
+            reload_error: self.reload_error.clone(),
+            warnings: self.apply_error.iter().cloned().collect(),
+            map_writes: self.reconciler.writes,
+            repairs: self.repairs,
+        }
+    }
+
+    pub async fn handle(&mut self, request: Request) {
+        // Whoever asked may have gone meanwhile; then nobody misses the answer.
+        match request {
+            Request::Snapshot(reply) => match self.snapshot() {
+                Ok(snapshot) => drop(reply.send(snapshot)),
+                Err(error) => tracing::error!(%error, "cannot read the counters"),
+            },
+            Request::Change(server, change, reply) => drop(reply.send(self.change(&server, &change))),
+            Request::Reload(reply) => drop(reply.send(self.reload())),
+        }
+    }
+
+    /// VIPs of all services.
+    pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        let vips: std::collections::BTreeSet<IpAddr> =
+            self.config.services.iter().flat_map(|service| &service.listen).map(|listen| listen.addr).collect();
+        vips.into_iter()
+    }
+}
+
+/// What to check a server with.
+fn spec(service: &Service, addr: IpAddr, port: Option<u16>, check: &Check) -> Option<CheckSpec> {
+    let listen = || service.listen.iter().find_map(|listen| listen.port);
+    let port = check.port.or(port).or_else(listen)?;
+    Some(CheckSpec {
+        kind: check.kind.clone(),
+        target: (addr, port).into(),
+        source: None,
+        interval: check.interval,
+        timeout: check.timeout,
+        thresholds: check.thresholds,
+    })
+}
+
+pub(crate) fn add_outcomes(to: &mut BTreeMap<String, u64>, counters: &[u64]) {
+    for outcome in Outcome::ALL {
+        *to.entry(outcome.label().to_owned()).or_default() += counters[*outcome as usize];
+    }
+}
+
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,13 @@
+//! The controller: keeps the packet path at what the configuration, the network and the checks say.
+//!
+//! One task owns all state and does one thing at a time; checks, the resolver of next hops and the servers of the admin
+//! socket and of metrics are tasks of their own that talk to it through channels.
+
+pub mod controller;
+pub mod desire;
+pub mod hot;
+pub mod resolver;
+pub mod snapshot;
+mod start;
+
+pub use start::run;

@@ -1,0 +1,260 @@
+//! Start, event loop and stop of the controller.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::controller::{Controller, Request, TICK};
+use super::resolver::{self, Targets};
+use crate::admin;
+use crate::config::{Config, OnIncompatible, OnStop};
+use crate::dataplane::kernel::{Kernel, KernelError, pinned_interfaces, remove_pins};
+use crate::dataplane::reconcile::Reconciler;
+use crate::metrics;
+use crate::network::{Network, announce};
+
+const BPF_FS: &str = "/sys/fs/bpf";
+/// How long a start waits for the neighbours of all servers to answer.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Reports of checks that may wait; more slow the checks down.
+const REPORTS: usize = 1024;
+
+/// Runs the gateway until it is told to stop.
+pub async fn run(path: &Path) -> Result<()> {
+    let config = Config::load(path)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "running a gateway needs root\nhelp: start it with sudo, or as a service; `loadbalancer check` needs none"
+        );
+    }
+    raise_open_files()?;
+    // The socket first: it tells whether another controller runs.
+    let (requests_in, mut requests) = mpsc::channel(64);
+    let admin = admin::server::Listener::bind(&config.admin).await?;
+    let metrics = match config.metrics {
+        Some(address) => Some(metrics::Listener::bind(address).await?),
+        None => None,
+    };
+    mount_bpf_fs(&config.gateway.pin_directory)?;
+    let kernel = load(&config)?;
+    let adopted = kernel.adopted;
+    let reconciler = Reconciler::new(kernel)?;
+    let seed = seed(&config, &reconciler)?;
+
+    let (network, changes) = Network::open().await?;
+    let (targets, wanted) = watch::channel(Targets::default());
+    let (resolved_in, mut resolved) = mpsc::channel(1);
+    let (reports_in, mut reports) = mpsc::channel(REPORTS);
+    let mut controller = Controller::new(config, path.to_owned(), reconciler, seed, reports_in, targets);
+    tokio::spawn(resolver::run(network.clone(), changes, wanted, resolved_in));
+    let known = resolver::settle(&mut resolved, SETTLE).await;
+    controller.on_resolved(known);
+    forget_unwanted_links(&controller);
+    // A start that cannot do what it is told fails; later the same is logged and tried again.
+    if let Err(error) = controller.attach() {
+        if !adopted {
+            remove_pins(&controller.config.gateway.pin_directory)?;
+        }
+        return Err(error.into());
+    }
+    let mut assigned = assign_vips(&network, &controller).await?;
+    tokio::spawn(admin.serve(requests_in.clone(), controller.config.gateway.pin_directory.clone()));
+    if let Some(listener) = metrics {
+        tokio::spawn(listener.serve(requests_in));
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(
+        adopted,
+        services = controller.config.services.len(),
+        interfaces = controller.config.gateway.interfaces.len(),
+        "the gateway forwards"
+    );
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                notify(&[sd_notify::NotifyState::Reloading]);
+                // The error is logged and shown by `status`.
+                let reloaded = controller.reload();
+                if reloaded.is_ok() {
+                    assigned = reassign_vips(&network, &controller, assigned).await?;
+                }
+                notify(&[sd_notify::NotifyState::Ready]);
+            }
+            Some(now) = resolved.recv() => {
+                controller.on_resolved(now);
+            }
+            Some(report) = reports.recv() => {
+                let mut changed = controller.on_report(report);
+                // What else waits is part of the same change.
+                while let Ok(report) = reports.try_recv() {
+                    changed |= controller.on_report(report);
+                }
+                if changed {
+                    controller.apply();
+                }
+            }
+            Some(request) = requests.recv() => {
+                let reload = matches!(request, Request::Reload(_));
+                controller.handle(request).await;
+                if reload {
+                    assigned = reassign_vips(&network, &controller, assigned).await?;
+                }
+            }
+            _ = tick.tick() => {
+                if let Err(error) = controller.on_tick() {
+                    tracing::error!(%error, "cannot count flows");
+                }
+            }
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stop(&network, &controller, &assigned).await
+}
+
+async fn stop(network: &Network, controller: &Controller, assigned: &[(String, IpAddr)]) -> Result<()> {
+    let gateway = &controller.config.gateway;
+    match gateway.on_stop {
+        OnStop::Keep => {
+            tracing::info!(
+                pins = %gateway.pin_directory.display(),
+                "stopped; forwarding goes on without checks (on_stop = \"keep\"); `loadbalancer detach` ends it"
+            );
+        }
+        OnStop::Remove => {
+            remove_pins(&gateway.pin_directory)?;
+            for (interface, vip) in assigned {
+                network.unassign(interface, *vip).await?;
+            }
+            tracing::info!("stopped and removed (on_stop = \"remove\")");
+        }
+    }
+    Ok(())
+}
+
+fn load(config: &Config) -> Result<Kernel> {
+    let root = &config.gateway.pin_directory;
+    match Kernel::load(config.limits, Some(root)) {
+        Err(KernelError::Incompatible { difference, .. })
+            if config.gateway.on_incompatible == OnIncompatible::Replace =>
+        {
+            tracing::warn!(%difference, "the pinned state does not fit and is replaced; flows that it held are lost");
+            remove_pins(root)?;
+            Ok(Kernel::load(config.limits, Some(root))?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// The key of the flow hash: as configured, else as pinned, else a new one.
+fn seed(config: &Config, reconciler: &Reconciler) -> Result<u64> {
+    let pinned = reconciler.settings().seed;
+    match config.gateway.hash_seed {
+        Some(seed) => {
+            if reconciler.kernel().adopted && pinned != 0 && pinned != seed {
+                tracing::warn!("hash_seed differs from that of the pinned state: live flows may change servers");
+            }
+            Ok(seed)
+        }
+        None if pinned != 0 => Ok(pinned),
+        None => {
+            let mut bytes = [0u8; 8];
+            std::io::Read::read_exact(
+                &mut std::fs::File::open("/dev/urandom").context("open /dev/urandom")?,
+                &mut bytes,
+            )
+            .context("read /dev/urandom")?;
+            Ok(u64::from_ne_bytes(bytes).max(1))
+        }
+    }
+}
+
+/// Links that an earlier controller has pinned on interfaces that are not configured any more.
+fn forget_unwanted_links(controller: &Controller) {
+    let gateway = &controller.config.gateway;
+    for name in pinned_interfaces(&gateway.pin_directory) {
+        if !gateway.interfaces.iter().any(|interface| interface.name == name) {
+            match crate::dataplane::kernel::remove_link(&gateway.pin_directory, &name) {
+                Ok(()) => tracing::info!(interface = %name, "detached: not in the configuration any more"),
+                Err(error) => tracing::error!(interface = %name, %error, "cannot detach"),
+            }
+        }
+    }
+}
+
+async fn assign_vips(network: &Network, controller: &Controller) -> Result<Vec<(String, IpAddr)>> {
+    let mut assigned = Vec::new();
+    let Some(interface) = controller.config.gateway.vip_interface.clone() else {
+        return Ok(assigned);
+    };
+    let link = network.interface(&interface).await?.with_context(|| {
+        format!("there is no interface {interface}\nhelp: correct `vip_interface` in [gateway]; `ip link` lists them")
+    })?;
+    for vip in controller.vips() {
+        if network.assign(&interface, vip).await? {
+            tracing::info!(%vip, %interface, "VIP assigned");
+        }
+        assigned.push((interface.clone(), vip));
+        // Also when it was there already: whoever had it before may still get its traffic.
+        if let Some(mac) = link.mac
+            && let Err(error) = announce(link.index, mac, vip)
+        {
+            tracing::warn!(%vip, %error, "the VIP could not be announced");
+        }
+    }
+    Ok(assigned)
+}
+
+async fn reassign_vips(
+    network: &Network,
+    controller: &Controller,
+    before: Vec<(String, IpAddr)>,
+) -> Result<Vec<(String, IpAddr)>> {
+    let now = assign_vips(network, controller).await?;
+    for (interface, vip) in before.iter().filter(|old| !now.contains(old)) {
+        network.unassign(interface, *vip).await?;
+        tracing::info!(%vip, %interface, "VIP removed");
+    }
+    Ok(now)
+}
+
+/// Mounts the BPF file system where it is missing, as other BPF tools do.
+fn mount_bpf_fs(pin_directory: &Path) -> Result<()> {
+    let root = PathBuf::from(BPF_FS);
+    if !pin_directory.starts_with(&root) || statfs(&root).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("cannot mount the BPF file system on {BPF_FS}; try `mount -t bpf bpf {BPF_FS}`"))
+}
+
+/// The checks of many servers open more files than the usual limit of 1,024.
+fn raise_open_files() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
+}
+
+/// Tells systemd, if it has started us.
+fn notify(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}

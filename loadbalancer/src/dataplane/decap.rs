@@ -1,0 +1,56 @@
+//! The program for servers that takes packets out of their tunnel.
+
+use aya::maps::{Array, PerCpuArray};
+use aya::programs::Xdp;
+use aya::programs::xdp::XdpMode;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use super::kernel::{AttachMode, KernelError, attached_program, chain, interface_index};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap-ebpf"));
+
+/// The attached program; dropping it detaches.
+#[derive(Debug)]
+pub struct Decap {
+    ebpf: Ebpf,
+}
+
+impl Decap {
+    pub fn attach(interface: &str, gue_port: u16, mode: AttachMode) -> Result<Self, KernelError> {
+        if OBJECT.is_empty() {
+            return Err(KernelError::NoObject);
+        }
+        let index = interface_index(interface)?;
+        if let Some(program) = attached_program(interface, index) {
+            return Err(KernelError::Occupied { interface: interface.to_owned(), program });
+        }
+        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
+        let map = ebpf.map_mut("GUE").ok_or(KernelError::Missing("GUE"))?;
+        Array::try_from(map)
+            .and_then(|mut port: Array<_, u32>| port.set(0, u32::from(gue_port), 0))
+            .map_err(|source| KernelError::Aya { what: "the port of GUE", source })?;
+        let program: &mut Xdp = ebpf
+            .program_mut("decap")
+            .and_then(|program| program.try_into().ok())
+            .ok_or(KernelError::Missing("decap"))?;
+        program.load().map_err(|error| Box::new(EbpfError::from(error)))?;
+        let xdp_mode = match mode {
+            AttachMode::Native => XdpMode::Driver,
+            AttachMode::Generic => XdpMode::Skb,
+        };
+        program.attach_to_if_index(index, xdp_mode).map_err(|error| KernelError::Attach {
+            interface: interface.to_owned(),
+            mode: mode.label(),
+            reason: chain(&error),
+        })?;
+        Ok(Self { ebpf })
+    }
+
+    /// Packets taken out of a tunnel until now.
+    pub fn packets(&self) -> Result<u64, KernelError> {
+        let failed = |source| KernelError::Aya { what: "the counter of packets", source };
+        let map = self.ebpf.map("DECAPSULATED").ok_or(KernelError::Missing("DECAPSULATED"))?;
+        let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(failed)?;
+        Ok(counters.get(&0, 0).map_err(failed)?.iter().sum())
+    }
+}

@@ -1,0 +1,82 @@
+//! What the kernel's maps should say, without the numbers that things have there.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use loadbalancer_common::path::Path;
+use loadbalancer_common::settings::TIMEOUTS;
+
+use crate::config::{Listen, Protocol};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Key of the flow hash.
+    pub seed: u64,
+    /// Idle time-outs in ticks, by state.
+    pub timeouts: [u16; TIMEOUTS],
+    pub services: Vec<DesiredService>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredService {
+    /// What the service is recognised by; unique, not zero.
+    pub identity: u64,
+    /// One of [`loadbalancer_common::service::mode`].
+    pub mode: u8,
+    /// Flags of [`loadbalancer_common::service::Service`].
+    pub flags: u8,
+    /// First and last source port of `nat`.
+    pub nat_ports: (u16, u16),
+    pub listens: Vec<Listen>,
+    pub backends: Vec<DesiredBackend>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredBackend {
+    /// What the backend is recognised by; unique in its service, not zero.
+    pub identity: u64,
+    pub addr: IpAddr,
+    /// None: the packet's.
+    pub port: Option<u16>,
+    /// Source address of `nat`.
+    pub source: Option<IpAddr>,
+    /// Flags of [`loadbalancer_common::backend::Backend`], without `PRESENT` and `IPV6`.
+    pub flags: u16,
+    pub tier: u8,
+    /// Weight in the ring; zero: not in it.
+    pub weight: u32,
+    /// Weight of the configuration, see [`crate::ring::Member::nominal`].
+    pub nominal: u32,
+    /// Weight that the operator has set, plus one; zero: none. Kept so that a new controller knows it.
+    pub set_weight: u32,
+    pub high_water: u32,
+    /// The ways to it, in the shares in which they fill its slots; empty: none.
+    pub paths: Vec<Path>,
+}
+
+impl DesiredService {
+    /// Addresses that `nat` uses as source.
+    pub fn nat_sources(&self) -> BTreeSet<IpAddr> {
+        if self.mode != loadbalancer_common::service::mode::NAT {
+            return BTreeSet::new();
+        }
+        self.backends.iter().filter_map(|backend| backend.source).collect()
+    }
+
+    pub fn protocols(&self) -> BTreeSet<Protocol> {
+        self.listens.iter().map(|listen| listen.protocol).collect()
+    }
+}
+
+/// A number that stands for some words, the same in every build and on every machine (FNV-1a, 64 bits; Fowler, Noll and
+/// Vo). Never zero.
+pub fn identity(words: &[&[u8]]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for word in words {
+        // The length keeps words apart.
+        for byte in (word.len() as u32).to_le_bytes().iter().chain(*word) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash.max(1)
+}

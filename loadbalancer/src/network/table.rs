@@ -1,0 +1,209 @@
+//! The kernel's links and neighbours, as last heard.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
+};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// Bytes.
+    pub mtu: u32,
+    /// None: not Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// Up, and with a carrier.
+    pub is_up: bool,
+    /// Kind of a virtual interface (`veth`, `vlan`, `bond`, `bridge`, ...); empty for hardware.
+    pub kind: String,
+    pub vlan: Option<Vlan>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the interface below.
+    pub parent: u32,
+    pub id: u16,
+    /// EtherType of the tag, host order.
+    pub ethertype: u16,
+}
+
+/// What is known of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbour {
+    Usable {
+        mac: [u8; 6],
+        /// Not confirmed for a while.
+        stale: bool,
+    },
+    Asking,
+    /// It did not answer.
+    Failed,
+}
+
+impl Neighbour {
+    /// Whether the difference matters for where frames go.
+    fn differs(before: Option<Self>, now: Option<Self>) -> bool {
+        match (before, now) {
+            (Some(Self::Usable { mac: before, .. }), Some(Self::Usable { mac: now, .. })) => before != now,
+            (before, now) => before != now,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Table(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    links: HashMap<u32, Link>,
+    neighbours: HashMap<(u32, IpAddr), Neighbour>,
+}
+
+impl Table {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn link(&self, index: u32) -> Option<Link> {
+        self.inner().links.get(&index).cloned()
+    }
+
+    pub fn link_named(&self, name: &str) -> Option<Link> {
+        self.inner().links.values().find(|link| link.name == name).cloned()
+    }
+
+    pub fn neighbour(&self, interface: u32, address: IpAddr) -> Option<Neighbour> {
+        self.inner().neighbours.get(&(interface, address)).copied()
+    }
+
+    /// Takes a neighbour as told. True if it differs in what matters.
+    pub fn set_neighbour(&self, message: &NeighbourMessage, exists: bool) -> bool {
+        let Some((key, neighbour)) = read_neighbour(message) else {
+            return false;
+        };
+        let neighbours = &mut self.inner().neighbours;
+        match neighbour.filter(|_| exists) {
+            Some(neighbour) => Neighbour::differs(neighbours.insert(key, neighbour), Some(neighbour)),
+            None => neighbours.remove(&key).is_some(),
+        }
+    }
+
+    pub fn set_link(&self, message: &LinkMessage) -> bool {
+        let Some(link) = read_link(message) else {
+            return false;
+        };
+        self.inner().links.insert(link.index, link.clone()) != Some(link)
+    }
+
+    pub fn remove_link(&self, index: u32) -> bool {
+        let mut inner = self.inner();
+        inner.neighbours.retain(|(interface, _), _| *interface != index);
+        inner.links.remove(&index).is_some()
+    }
+
+    /// Takes a complete list. True if it differs in what matters.
+    pub fn replace(&self, links: &[LinkMessage], neighbours: &[NeighbourMessage]) -> bool {
+        let links: HashMap<u32, Link> = links.iter().filter_map(read_link).map(|link| (link.index, link)).collect();
+        let neighbours: HashMap<(u32, IpAddr), Neighbour> = neighbours
+            .iter()
+            .filter_map(read_neighbour)
+            .filter_map(|(key, neighbour)| Some((key, neighbour?)))
+            .collect();
+        let mut inner = self.inner();
+        let differs = inner.links != links
+            || inner.neighbours.len() != neighbours.len()
+            || neighbours.iter().any(|(key, now)| Neighbour::differs(inner.neighbours.get(key).copied(), Some(*now)));
+        *inner = Inner { links, neighbours };
+        differs
+    }
+}
+
+fn mac(bytes: &[u8]) -> Option<[u8; 6]> {
+    bytes.try_into().ok()
+}
+
+type Key = (u32, IpAddr);
+
+/// None inside: the entry says nothing yet.
+fn read_neighbour(message: &NeighbourMessage) -> Option<(Key, Option<Neighbour>)> {
+    let mut address = None;
+    let mut link_address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => address = Some(IpAddr::V4(*addr)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => address = Some(IpAddr::V6(*addr)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => link_address = mac(bytes),
+            _ => {}
+        }
+    }
+    let neighbour = match (message.header.state, link_address) {
+        (NeighbourState::Failed, _) => Some(Neighbour::Failed),
+        (NeighbourState::Incomplete, _) => Some(Neighbour::Asking),
+        (NeighbourState::None, _) | (_, None) => None,
+        (state, Some(mac)) => Some(Neighbour::Usable { mac, stale: state == NeighbourState::Stale }),
+    };
+    Some(((message.header.ifindex, address?), neighbour))
+}
+
+fn read_link(message: &LinkMessage) -> Option<Link> {
+    // The bridge's own notifications of its ports have no name.
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        mac: None,
+        is_up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        kind: String::new(),
+        vlan: None,
+    };
+    let mut parent = None;
+    let mut vlan = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) if message.header.link_layer_type == LinkLayerType::Ether => {
+                link.mac = mac(bytes);
+            }
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = kind_name(kind),
+                        LinkInfo::Data(InfoData::Vlan(parts)) => vlan = Some(read_vlan(parts)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if let (Some((id, ethertype)), Some(parent)) = (vlan, parent) {
+        link.vlan = Some(Vlan { parent, id, ethertype });
+    }
+    (!link.name.is_empty() && link.mtu != 0).then_some(link)
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    kind.to_string()
+}
+
+fn read_vlan(parts: &[InfoVlan]) -> (u16, u16) {
+    let mut id = 0;
+    let mut ethertype = loadbalancer_common::net::ethertype::VLAN;
+    for part in parts {
+        match part {
+            InfoVlan::Id(found) => id = *found,
+            InfoVlan::Protocol(VlanProtocol::Ieee8021Ad) => ethertype = loadbalancer_common::net::ethertype::QINQ,
+            _ => {}
+        }
+    }
+    (id, ethertype)
+}
