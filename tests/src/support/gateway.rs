@@ -197,7 +197,7 @@ pub fn binary() -> PathBuf {
     }
     let own = std::env::current_exe().unwrap_or_default();
     let mut directories = own.ancestors().skip(1);
-    directories.find_map(|directory| beside(directory)).unwrap_or_else(|| "loadbalancer".into())
+    directories.find_map(beside).unwrap_or_else(|| "loadbalancer".into())
 }
 
 fn beside(directory: &Path) -> Option<PathBuf> {

@@ -3,6 +3,11 @@
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
+use loadbalancer::dataplane::decap::Decap;
+use loadbalancer::dataplane::kernel::{AttachMode, KernelError};
+use loadbalancer_common::net::GUE_PORT;
+use thiserror::Error;
+
 use super::netns::{Namespace, NetnsError};
 use super::plan::{Addresses, PlannedHost};
 use super::xdp::{Receive, XdpError, XdpLink, attach};
@@ -12,6 +17,16 @@ use super::xdp::{Receive, XdpError, XdpLink, attach};
 pub struct End {
     pub namespace: Namespace,
     pub device: String,
+}
+
+#[derive(Debug, Error)]
+pub enum DecapError {
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 #[derive(Debug)]
@@ -24,13 +39,14 @@ pub struct Host {
     /// The other end of its link: at the gateway, or at the switch of a segment.
     pub far: End,
     receiving: Mutex<Option<XdpLink>>,
+    decap: Mutex<Option<Decap>>,
 }
 
 impl Host {
     /// A host that is up. It starts to receive all frames, also those that XDP programs send.
     pub(super) fn new(planned: &PlannedHost, near: End, far: End) -> Result<Self, XdpError> {
         let PlannedHost { name, addresses, gateway, .. } = planned.clone();
-        let host = Self { name, addresses, gateway, near, far, receiving: Mutex::new(None) };
+        let host = Self { name, addresses, gateway, near, far, receiving: Mutex::new(None), decap: Mutex::new(None) };
         host.set_receive(Some(Receive::Pass))?;
         Ok(host)
     }
@@ -59,6 +75,14 @@ impl Host {
         // The hook takes one program: the old one goes first.
         *link = None;
         *link = receive.map(|receive| attach(&self.near.namespace, &self.near.device, receive)).transpose()?;
+        Ok(())
+    }
+
+    /// Has the host take packets out of IPIP and GUE tunnels, by the program that ships for that.
+    pub fn set_decap(&self) -> Result<(), DecapError> {
+        self.set_receive(None)?;
+        let decap = self.namespace().run(|| Decap::attach(&self.near.device, GUE_PORT, AttachMode::Native))??;
+        *self.decap.lock().unwrap_or_else(PoisonError::into_inner) = Some(decap);
         Ok(())
     }
 

@@ -1,0 +1,177 @@
+//! What people are told when something is wrong.
+
+use std::process::{Command, Output, Stdio};
+
+use loadbalancer_tests::support::gateway::{Gateway, GatewayError, command};
+use loadbalancer_tests::support::lab::Lab;
+use loadbalancer_tests::support::plan::LabConfig;
+use nix::sys::signal::Signal;
+
+use super::world::Setup;
+
+const SERVICE: &str =
+    "[[service]]\nname = \"web\"\nlisten = [\"192.0.2.1:80\"]\n[[service.server]]\naddress = \"10.77.101.2\"\n";
+
+fn lab() -> Lab {
+    Lab::up(&LabConfig { clients: 1, servers: 1, ..LabConfig::default() }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What a gateway says that does not start.
+fn refusal(lab: &Lab, keys: &str, services: &str) -> String {
+    match Gateway::start_with(lab, keys, services) {
+        Err(GatewayError::Ended { log, .. }) => log,
+        Ok(gateway) => panic!("it started:\n{}", gateway.log()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_missing_interface_is_named() {
+    let lab = lab();
+    let text = refusal(&lab, "interfaces = [\"client1\", \"eth7\"]", SERVICE);
+    has(&text, &["there is no interface eth7", "`ip link` lists them"]);
+    assert!(!lab.run().pin_dir().exists(), "nothing is left of it");
+}
+
+#[test]
+fn an_occupied_interface_is_named_with_its_program() {
+    let lab = lab();
+    let end = loadbalancer_tests::support::xdp::attach_xdp_pass(&lab.gateway.namespace, "server1").expect("attached");
+    let text = refusal(&lab, "interfaces = [\"client1\", \"server1\"]", SERVICE);
+    has(&text, &["interface server1 already runs an XDP program: lab_receive (id", "ip link set dev server1 xdp off"]);
+    drop(end);
+}
+
+#[test]
+fn a_second_controller_is_refused() {
+    let world = Setup::new("nat").up();
+    let output = world.gateway.cli(&["run", "--config", &world.gateway.config.display().to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    has(&stderr(&output), &["another controller answers on", "stop it first"]);
+    world.requests(loadbalancer_tests::support::lab::vip4(1).into(), 10);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let lab = lab();
+    let taken = lab.gateway.namespace.run(|| std::net::TcpListener::bind("127.0.0.1:9077")).expect("entered");
+    let taken = taken.expect("bound");
+    let text = refusal(&lab, "interfaces = [\"client1\"]", &format!("[metrics]\n{SERVICE}"));
+    has(&text, &["cannot serve metrics on 127.0.0.1:9077", "choose another `listen` in [metrics]"]);
+    drop(taken);
+}
+
+#[test]
+fn pinned_state_of_another_size_is_refused_or_replaced_as_told() {
+    let mut world = Setup::new("nat").up();
+    world.gateway.stop(Signal::SIGTERM);
+    let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+    std::fs::write(&world.gateway.config, text.replace("flows = 100000\nnat", "flows = 400000\nnat")).expect("written");
+    match world.gateway.spawn() {
+        Err(GatewayError::Ended { log, .. }) => {
+            has(&log, &["has another layout or size: map AFFINITY has", "on_incompatible = \"replace\""]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+    std::fs::write(&world.gateway.config, text.replace("[gateway]", "[gateway]\non_incompatible = \"replace\""))
+        .expect("written");
+    world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+    world.requests(loadbalancer_tests::support::lab::vip4(1).into(), 10);
+}
+
+#[test]
+fn pins_that_cannot_be_made_are_told() {
+    let lab = lab();
+    // In a mount namespace of its own, where the BPF file system is read-only.
+    let gateway = Gateway::prepare(&lab, "interfaces = [\"client1\"]", SERVICE).expect("prepared");
+    let script = format!(
+        "mount --make-rprivate / && mount -t bpf bpf /sys/fs/bpf && mount -o remount,ro /sys/fs/bpf && exec {} run --config {}",
+        loadbalancer_tests::support::gateway::binary().display(),
+        gateway.config.display()
+    );
+    let output =
+        lab.gateway.namespace.command("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare runs");
+    assert_eq!(output.status.code(), Some(1));
+    has(&stderr(&output), &["cannot create", "Read-only file system"]);
+}
+
+#[test]
+fn without_root_the_way_out_is_told() {
+    let lab = lab();
+    let gateway = Gateway::prepare(&lab, "interfaces = [\"client1\"]", SERVICE).expect("prepared");
+    let config = std::env::temp_dir().join(format!("loadbalancer-{}.toml", lab.run().id()));
+    std::fs::copy(&gateway.config, &config).expect("copied");
+    let binary = std::env::temp_dir().join(format!("loadbalancer-{}", lab.run().id()));
+    std::fs::copy(loadbalancer_tests::support::gateway::binary(), &binary).expect("copied");
+    let as_nobody = |arguments: &[&str]| {
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&binary)
+            .args(arguments)
+            .output()
+            .expect("setpriv is there")
+    };
+    let path = config.display().to_string();
+    let run = as_nobody(&["run", "--config", &path]);
+    let check = as_nobody(&["check", &path]);
+    std::fs::remove_file(&config).expect("removed");
+    std::fs::remove_file(&binary).expect("removed");
+    assert_eq!(run.status.code(), Some(1));
+    has(&stderr(&run), &["running a gateway needs root", "sudo"]);
+    assert!(check.status.success(), "{}", stderr(&check));
+}
+
+#[test]
+fn commands_without_a_controller_say_how_to_start_one() {
+    for arguments in [&["status"][..], &["backend", "drain", "x"], &["reload"]] {
+        let output = command()
+            .args(arguments)
+            .args(["--socket", "/run/no-such-gateway.sock"])
+            .stdin(Stdio::null())
+            .output()
+            .expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        has(&stderr(&output), &["no controller answers on /run/no-such-gateway.sock"]);
+    }
+}
+
+#[test]
+fn a_server_that_does_not_exist_is_told_and_ambiguous_names_are_listed() {
+    let setup = Setup::new("nat");
+    let world = setup.clone().up();
+    let socket = world.gateway.socket.display().to_string();
+    let output = world.gateway.cli(&["backend", "drain", "nobody", "--socket", &socket]);
+    assert_eq!(output.status.code(), Some(1));
+    has(&stderr(&output), &["there is no server nobody", "`loadbalancer backends` lists them"]);
+    let one = setup.services(&world.lab);
+    let two = one.replace("\"web\"", "\"second\"").replace("192.0.2.1:", "192.0.2.2:");
+    world.gateway.write(&format!("{one}\n{two}")).expect("written");
+    world.gateway.reload().expect("reloaded");
+    let output = world.gateway.cli(&["backend", "drain", "server1", "--socket", &socket]);
+    has(&stderr(&output), &["server1 may be any of web/server1, second/server1"]);
+}
+
+#[test]
+fn tables_and_completions_are_printed() {
+    let world = Setup::new("nat").check().up();
+    world.gateway.wait_server("server1", "up").unwrap_or_else(|error| panic!("{error}"));
+    has(&world.gateway.ask(&["services"]), &["web", "nat", "4/4", "192.0.2.1:80/tcp"]);
+    has(&world.gateway.ask(&["backends"]), &["web/server1", "10.77.101.2", "up", "25.0 %"]);
+    has(&world.gateway.ask(&["status"]), &["client1: native XDP", "servers      4: 4 up"]);
+    has(&world.gateway.ask(&["stats", "--watch", "--count", "2"]), &["FLOWS/s"]);
+    for shell in ["bash", "zsh", "fish"] {
+        let output = world.gateway.cli(&["completions", shell]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("loadbalancer"), "{shell}");
+    }
+}

@@ -1,0 +1,8 @@
+//! Gateways in the lab: real sockets through XDP, one scenario per test. Needs root.
+
+mod cli;
+mod consistency;
+mod control;
+mod failure;
+mod modes;
+mod world;
