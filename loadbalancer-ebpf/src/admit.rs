@@ -178,7 +178,9 @@ fn in_tier(ring: RingRef, hash: u64) -> u16 {
 /// walk any other loop once per server.
 #[inline(never)]
 fn search_tier(ring: u64, hash: u64) -> u32 {
-    let members = RingRef(ring).members();
+    // The helper takes the whole register, of which the compiler leaves the upper half as it is unless it must change the
+    // lower. Backend numbers, and with them members, have 16 bits.
+    let members = RingRef(ring).members() & u16::MAX as u32;
     let mut search = Search { ring: RingRef(ring), start: hash::scale(hash, members), found: NO_BACKEND as u32 };
     // SAFETY: the callback has the helper's signature and gets the context that it expects.
     let result = unsafe { bpf_loop(members, search_step as *mut c_void, (&raw mut search).cast(), 0) };

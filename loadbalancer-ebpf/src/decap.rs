@@ -4,11 +4,11 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, xdp_action};
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
-use loadbalancer_common::net::{Be16, GUE_PORT, ethertype, protocol};
+use loadbalancer_common::net::{AnyAddr, Be16, GUE_PORT, ethertype, protocol};
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
@@ -19,6 +19,10 @@ mod frame;
 /// UDP port on which GUE arrives, host order; zero stands for the default.
 #[map]
 static GUE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Addresses at which tunnels end here. Packets in a tunnel to elsewhere are not this machine's to open.
+#[map]
+static ENDS: HashMap<AnyAddr, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
 /// Packets taken out of a tunnel.
 #[map]
@@ -42,18 +46,18 @@ pub fn decap(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn inner(ctx: &XdpContext) -> Option<(usize, u16)> {
     let at = EthHdr::LEN;
-    let (mut outer, mut carried) = match frame::load::<Be16>(ctx, at - 2)?.get() {
+    let (mut outer, mut carried, end) = match frame::load::<Be16>(ctx, at - 2)?.get() {
         ethertype::IPV4 => {
             let header = frame::load::<[u8; Ipv4Hdr::LEN]>(ctx, at)?;
             // Options and fragments are not what a load balancer's tunnel sends.
             if header[0] != 0x45 || u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
                 return None;
             }
-            (Ipv4Hdr::LEN, header[9])
+            (Ipv4Hdr::LEN, header[9], AnyAddr([frame::load::<u32>(ctx, at + 16)?, 0, 0, 0]))
         }
         ethertype::IPV6 => {
             let header = frame::load::<[u8; 8]>(ctx, at)?;
-            (Ipv6Hdr::LEN, header[6])
+            (Ipv6Hdr::LEN, header[6], AnyAddr(frame::load::<[u32; 4]>(ctx, at + 24)?))
         }
         _ => return None,
     };
@@ -73,11 +77,14 @@ fn inner(ctx: &XdpContext) -> Option<(usize, u16)> {
             _ => return None,
         };
     }
-    match carried {
-        protocol::IPV4 => Some((outer, ethertype::IPV4)),
-        protocol::IPV6 => Some((outer, ethertype::IPV6)),
-        _ => None,
-    }
+    let carried = match carried {
+        protocol::IPV4 => ethertype::IPV4,
+        protocol::IPV6 => ethertype::IPV6,
+        _ => return None,
+    };
+    // SAFETY: the value is not used.
+    unsafe { ENDS.get(&end) }?;
+    Some((outer, carried))
 }
 
 #[inline(always)]

@@ -258,7 +258,7 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
     (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        let port = port(settings, service, backend_id);
+        let port = port(settings, service, backend_id, attempt);
         if (if F::V6 { nat_try_port6(port) } else { nat_try_port4(port) }) != 0 {
             maps::count_flow(backend_id);
             return true;
@@ -269,12 +269,16 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
 }
 
 /// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
-/// and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056).
+/// of the backend's own and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056). If
+/// that one is taken, others are tried at random: another backend with the same address may be walking the same way.
 #[inline(always)]
-fn port(settings: &Settings, service: &Service, backend: u16) -> u32 {
+fn port(settings: &Settings, service: &Service, backend: u16, attempt: u32) -> u32 {
     let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
-    let number = maps::next_port_number(backend).wrapping_mul(0x9e37_79b9) << 32;
-    service.nat_port_first as u32 + hash::scale(number ^ settings.seed, ports)
+    let own = hash::mix(settings.seed ^ backend as u64);
+    let number = maps::next_port_number(backend);
+    let place =
+        if attempt == 0 { own.wrapping_add(number.wrapping_mul(0x9e37_79b9) << 32) } else { hash::mix(own ^ number) };
+    service.nat_port_first as u32 + hash::scale(place, ports)
 }
 
 /// What both entries hold beside service, backend and source port.

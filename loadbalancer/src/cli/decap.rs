@@ -1,9 +1,12 @@
 //! `loadbalancer decap`: runs on servers.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
 use clap::Args;
 use loadbalancer::dataplane::decap::Decap;
 use loadbalancer::dataplane::kernel::AttachMode;
+use loadbalancer::network::Network;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Args)]
@@ -19,15 +22,27 @@ pub struct DecapArgs {
     generic: bool,
 }
 
+/// The machine's own addresses: tunnels end at these.
+async fn ends(network: &Network) -> Result<Vec<IpAddr>> {
+    Ok(network.addresses().await?.into_iter().map(|(_, addr)| addr).collect())
+}
+
 pub fn decap(args: &DecapArgs) -> Result<()> {
     let mode = if args.generic { AttachMode::Generic } else { AttachMode::Native };
     super::block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let decap = Decap::attach(&args.interface, args.gue_port, mode)?;
+        let (network, mut changes) = Network::open().await?;
+        let mut decap = Decap::attach(&args.interface, args.gue_port, mode, &ends(&network).await?)?;
         println!("taking packets out of IPIP and GUE (port {}) on {}; stop with Ctrl-C", args.gue_port, args.interface);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                changed = changes.changed() => {
+                    changed?;
+                    decap.set_ends(&ends(&network).await?)?;
+                }
+            }
         }
         println!("{} packets taken out of their tunnel", decap.packets()?);
         Ok(())

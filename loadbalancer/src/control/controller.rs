@@ -324,9 +324,6 @@ impl Controller {
             }
         }
         self.resolved = resolved;
-        if let Err(error) = self.attach() {
-            tracing::debug!(%error, "an interface is not attached");
-        }
         self.apply();
     }
 
@@ -370,10 +367,15 @@ impl Controller {
         })
     }
 
+    /// Whether the kernel has servers that are in no configuration any more.
+    fn has_orphans(&self) -> bool {
+        let known = |(service, backend): &(u64, u64)| ServerId { service: *service, backend: *backend };
+        self.reconciler.numbers.backends.keys().any(|key| !self.servers.contains_key(&known(key)))
+    }
+
     /// Once a second: counts flows, corrects the packet path's counters, and sets the marks that follow from them.
     pub fn on_tick(&mut self) -> Result<(), ReconcileError> {
         let now = Instant::now();
-        let had_leaving = !self.leaving().is_empty();
         self.count(now)?;
         self.mark_hot()?;
         if now >= self.compare_due {
@@ -385,7 +387,7 @@ impl Controller {
                 self.apply();
             }
         }
-        if had_leaving || self.apply_error.is_some() {
+        if self.has_orphans() || self.apply_error.is_some() {
             self.follow_targets();
             self.apply();
         }

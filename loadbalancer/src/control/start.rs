@@ -97,6 +97,10 @@ pub async fn run(path: &Path) -> Result<()> {
             }
             Some(now) = resolved.recv() => {
                 controller.on_resolved(now);
+                // What goes wrong is logged, shown by `status`, and tried again with the next change.
+                if let Err(error) = controller.attach() {
+                    tracing::debug!(%error, "an interface is not attached");
+                }
             }
             Some(report) = reports.recv() => {
                 let mut changed = controller.on_report(report);

@@ -1,9 +1,12 @@
 //! The program for servers that takes packets out of their tunnel.
 
-use aya::maps::{Array, PerCpuArray};
+use std::net::IpAddr;
+
+use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::Xdp;
 use aya::programs::xdp::XdpMode;
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use loadbalancer_common::net::AnyAddr;
 
 use super::kernel::{AttachMode, KernelError, attached_program, chain, interface_index};
 
@@ -16,7 +19,8 @@ pub struct Decap {
 }
 
 impl Decap {
-    pub fn attach(interface: &str, gue_port: u16, mode: AttachMode) -> Result<Self, KernelError> {
+    /// Attaches to an interface, for tunnels that end at some addresses.
+    pub fn attach(interface: &str, gue_port: u16, mode: AttachMode, ends: &[IpAddr]) -> Result<Self, KernelError> {
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);
         }
@@ -29,6 +33,7 @@ impl Decap {
         Array::try_from(map)
             .and_then(|mut port: Array<_, u32>| port.set(0, u32::from(gue_port), 0))
             .map_err(|source| KernelError::Aya { what: "the port of GUE", source })?;
+        set_ends(&mut ebpf, ends)?;
         let program: &mut Xdp = ebpf
             .program_mut("decap")
             .and_then(|program| program.try_into().ok())
@@ -46,6 +51,11 @@ impl Decap {
         Ok(Self { ebpf })
     }
 
+    /// Changes the addresses at which tunnels end.
+    pub fn set_ends(&mut self, ends: &[IpAddr]) -> Result<(), KernelError> {
+        set_ends(&mut self.ebpf, ends)
+    }
+
     /// Packets taken out of a tunnel until now.
     pub fn packets(&self) -> Result<u64, KernelError> {
         let failed = |source| KernelError::Aya { what: "the counter of packets", source };
@@ -53,4 +63,16 @@ impl Decap {
         let counters: PerCpuArray<_, u64> = PerCpuArray::try_from(map).map_err(failed)?;
         Ok(counters.get(&0, 0).map_err(failed)?.iter().sum())
     }
+}
+
+fn set_ends(ebpf: &mut Ebpf, ends: &[IpAddr]) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Aya { what: "the addresses of tunnels", source };
+    let map = ebpf.map_mut("ENDS").ok_or(KernelError::Missing("ENDS"))?;
+    let mut map: HashMap<_, [u32; 4], u32> = HashMap::try_from(map).map_err(failed)?;
+    let wanted: Vec<[u32; 4]> = ends.iter().map(|end| AnyAddr::from(*end).0).collect();
+    let there: Vec<[u32; 4]> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
+    for end in there.iter().filter(|end| !wanted.contains(end)) {
+        map.remove(end).map_err(failed)?;
+    }
+    wanted.iter().filter(|end| !there.contains(end)).try_for_each(|end| map.insert(end, 0, 0)).map_err(failed)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
 };
@@ -153,7 +154,10 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(Key, Option<Neighbour>)
 }
 
 fn read_link(message: &LinkMessage) -> Option<Link> {
-    // The bridge's own notifications of its ports have no name.
+    // Bridges and IPv6 notify of links, too, in messages that lack most of what a link is.
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

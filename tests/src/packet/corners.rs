@@ -1,6 +1,7 @@
 //! The corners: fragments, ICMP errors, options and extension headers, client affinity, tiers, any port.
 
 use anyhow::{Context, Result, ensure};
+use loadbalancer_common::backend::Backend;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
@@ -19,6 +20,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
             cases.push(Case::new(format!("{}/{}/{what}", family.name, mode.name), move || test(family, mode)));
         };
         case("later fragments follow the first", fragments_follow);
+        case("later fragments follow on any path", fragments_on_any_path);
         case("a later fragment alone is dropped", lone_fragment);
         case("an error about a flow goes to its server", error_to_server);
         case("an error about no flow is dropped", error_about_nothing);
@@ -26,6 +28,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
         case("a zero UDP checksum stays zero", zero_checksum);
         case("a client stays on one server", client_affinity);
         case("a lower tier serves only when the upper is full", tiers);
+        case("a new flow finds a server while any accepts", search);
         case("any port serves what no exact port does", any_port);
         case("type of service is kept, outside too", type_of_service);
     }
@@ -68,6 +71,38 @@ fn fragments_follow(family: Family, mode: Mode) -> Result<()> {
         }
     });
     ensure!(inner(&ran, &mode) == expected.packet(), "the later fragment is not as expected");
+    Ok(())
+}
+
+/// Paths, backends and services with higher numbers, and with more than one later fragment.
+fn fragments_on_any_path(family: Family, mode: Mode) -> Result<()> {
+    let mut world = World::new()?;
+    let servers = [mode.servers(&family), mode.servers(&family)].concat();
+    world.service(mode.mode, 0, &[(family.other, 80, protocol::TCP)], &servers)?;
+    let servers = mode.servers(&family);
+    let (service, ids) = world.service(mode.mode, 0, &[(family.vip, 80, protocol::UDP)], &servers)?;
+    let count = |world: &World| ids.iter().map(|id| world.packets(*id)).sum::<Result<u64>>();
+    let before = count(&world)?;
+    for sport in 40_000..40_020 {
+        let id = u32::from(sport);
+        let first = packet(&family, protocol::UDP, sport, 0)
+            .with(|f| (f.payload, f.fragment) = (vec![1; 1_000], Some((0, true, id))));
+        let ran = world.run(&first.bytes())?;
+        expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;
+        let chosen = destination(&ran, &mode, &servers)?;
+        for (offset, more) in [(126, true), (226, false)] {
+            let later = packet(&family, protocol::UDP, 0, 0).with(|f| {
+                (f.payload, f.fragment) = (vec![2; 800], Some((offset, more, id)));
+                f.transport = Transport::Raw(protocol::UDP);
+            });
+            let ran = world.run(&later.bytes())?;
+            expect(&ran, "REDIRECT", service, Outcome::FragmentForwarded)?;
+            expect_sound(&ran)?;
+            ensure!(destination(&ran, &mode, &servers)? == chosen, "the fragments went to different servers");
+        }
+    }
+    let counted = count(&world)? - before;
+    ensure!(counted == 60, "{counted} of 60 packets are counted as sent to a server");
     Ok(())
 }
 
@@ -252,6 +287,37 @@ fn tiers(family: Family, mode: Mode) -> Result<()> {
     world.run(&packet(&family, protocol::TCP, 40_000, tcp_flag::RST).bytes())?;
     world.run(&packet(&family, protocol::TCP, 40_020, SYN).bytes())?;
     ensure!([world.active(ids[0]), world.active(ids[1])] == [10, 5], "the room in the upper tier was not used");
+    Ok(())
+}
+
+/// A ring may name servers that have just left it: a flow must come to one that is still there, however it falls.
+fn search(family: Family, mode: Mode) -> Result<()> {
+    const SERVERS: u32 = 5;
+    let [like, _] = mode.servers(&family);
+    for accepting in 1..1u32 << SERVERS {
+        let mut world = World::new()?;
+        let servers = [(); SERVERS as usize].map(|()| like.clone());
+        // Not the first ring.
+        world.service(mode.mode, 0, &[(family.other, 80, protocol::TCP)], &servers)?;
+        let (service, ids) = world.service(mode.mode, 0, &[(family.vip, 80, protocol::TCP)], &servers)?;
+        for (index, id) in ids.iter().enumerate().filter(|(index, _)| accepting >> index & 1 == 0) {
+            world
+                .change_backend(*id, |backend| backend.flags &= !Backend::ACCEPTS)
+                .with_context(|| format!("server {index}"))?;
+        }
+        for port in 0..60 {
+            let ran = world.run(&packet(&family, protocol::TCP, 20_000 + port, SYN).bytes())?;
+            expect(&ran, "REDIRECT", service, Outcome::Forwarded)
+                .with_context(|| format!("flow {port}, accepting: {accepting:05b}"))?;
+        }
+        let mut served = 0;
+        for (index, id) in ids.iter().enumerate() {
+            let accepts = accepting >> index & 1 != 0;
+            ensure!(accepts || world.active(*id) == 0, "server {index} got a flow, accepting: {accepting:05b}");
+            served += world.active(*id);
+        }
+        ensure!(served == 60, "{served} of 60 flows are counted");
+    }
     Ok(())
 }
 

@@ -81,7 +81,9 @@ impl Host {
     /// Has the host take packets out of IPIP and GUE tunnels, by the program that ships for that.
     pub fn set_decap(&self) -> Result<(), DecapError> {
         self.set_receive(None)?;
-        let decap = self.namespace().run(|| Decap::attach(&self.near.device, GUE_PORT, AttachMode::Native))??;
+        let ends = [self.addresses.ipv4.into(), self.addresses.ipv6.into()];
+        let attach = || Decap::attach(&self.near.device, GUE_PORT, AttachMode::Native, &ends);
+        let decap = self.namespace().run(attach)??;
         *self.decap.lock().unwrap_or_else(PoisonError::into_inner) = Some(decap);
         Ok(())
     }

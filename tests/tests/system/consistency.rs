@@ -26,9 +26,9 @@ fn no_flow_of_a_living_server_moves_in_a_thousand_changes() {
         let runtime = tokio::runtime::Runtime::new().expect("started");
         let all: Vec<_> = world.lab.servers.iter().collect();
         for number in 0..CHANGES / modes.len() {
-            let server = format!("web/server{}", 1 + number % 4);
-            // Weights in many steps, drains and returns; and every so often a server that leaves and comes back.
-            let change = match number % 5 {
+            let server = format!("web/server{}", 1 + number / 2 % 4);
+            // Weights in many steps, drains and returns of one at a time; and every so often one leaves and comes back.
+            let change = match number % 10 {
                 0 => Change::Drain,
                 1 => Change::Enable,
                 _ => Change::Weight((number * 7 % 50) as u16 + 1),

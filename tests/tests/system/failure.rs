@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use loadbalancer_tests::support::events::{Side, wait_until};
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
+use loadbalancer_tests::support::offload;
 use loadbalancer_tests::support::server::Live;
 use nix::sys::signal::Signal;
 
@@ -205,10 +206,12 @@ fn an_interface_that_is_made_anew_is_attached_again() {
             format!("route add default via {}", link.addresses.ipv4),
         ])
         .expect("made anew");
+    offload::switch_off(host.namespace(), &["eth0"]).expect("switched off");
+    offload::switch_off(&gateway.namespace, &["server1"]).expect("switched off");
     host.set_receive(Some(loadbalancer_tests::support::xdp::Receive::Pass)).expect("attached");
     wait_until("server1 answers through the gateway", SOON, || {
-        let report = world.requests(vip, 40);
-        report.by_server.contains_key("server1")
+        let report = world.load(vip, |load| load.max_requests = 40).wait();
+        report.failed() == 0 && report.by_server.contains_key("server1")
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
 }

@@ -237,12 +237,19 @@ fn datagrams_in_fragments_reach_their_server_and_come_back() {
                 socket.set_read_timeout(Some(Duration::from_secs(3))).expect("set");
                 socket.connect((vip4(1), 7)).expect("connected");
                 let sent = vec![b'x'; 4_000];
-                socket.send(&sent).expect("sent");
                 let mut buffer = vec![0; 8_000];
-                socket.recv(&mut buffer).map(|length| length > 4_000 && buffer[..length].ends_with(&sent))
+                // In a tunnel the first one is answered with the size that fits, which the client then keeps to.
+                for _ in 0..3 {
+                    if socket.send(&sent).is_ok()
+                        && let Ok(length) = socket.recv(&mut buffer)
+                    {
+                        return length > 4_000 && buffer[..length].ends_with(&sent);
+                    }
+                }
+                false
             })
             .expect("entered");
-        assert!(matches!(echoed, Ok(true)), "{mode}: {echoed:?}\n{}", world.tell());
+        assert!(echoed, "{mode}\n{}", world.tell());
         assert!(world.outcome("fragment_forwarded") > 0, "{mode}\n{}", world.tell());
     }
 }
