@@ -1,4 +1,5 @@
 //! What the lab command, the system tests and the benches have in common.
 
+pub mod demo;
 pub mod packet;
 pub mod support;

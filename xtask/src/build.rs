@@ -1,46 +1,113 @@
-//! Builds the XDP programs and what carries them.
+//! `cargo xtask build`: the XDP programs and the binary that carries them.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
 
+use crate::need::Purpose;
 use crate::setup;
 use crate::step;
-use crate::toolchain::{self, TARGET};
-use crate::workspace::Workspace;
+use crate::toolchain::{self, Compiler, Core, TARGET};
+use crate::workspace::{Workspace, is_executable};
 
-pub fn run(workspace: &Workspace) -> Result<()> {
-    setup::run(workspace)?;
-    objects(workspace)?;
-    step::compile("build the controller", workspace.cargo().args(["build", "--release", "--package", "loadbalancer"]))
+/// The package of the XDP programs.
+pub const XDP: &str = "loadbalancer-ebpf";
+/// Tells the build script of `loadbalancer` which object to embed.
+const OBJECT_VARIABLE: &str = "LOADBALANCER_EBPF_OBJECT";
+
+#[derive(Args)]
+pub struct Build {
+    /// Let the XDP programs log packets: for debugging only, it costs speed
+    #[arg(long)]
+    debug_log: bool,
 }
 
-/// The eBPF objects.
-pub fn objects(workspace: &Workspace) -> Result<()> {
-    step::compile("build the XDP programs", bpf_cargo(workspace, "build")?.arg("--release"))
+impl Build {
+    pub fn run(self, workspace: &Workspace) -> Result<()> {
+        xdp_objects(workspace, if self.debug_log { &["--features", "debug-log"] } else { &[] })?;
+        binaries(workspace, &[])?;
+        println!("built {}", workspace.binary("loadbalancer").display());
+        Ok(())
+    }
 }
 
-/// cargo with the compiler and the flags for BPF.
-pub fn bpf_cargo(workspace: &Workspace, command: &str) -> Result<Command> {
-    let compiler = toolchain::compiler(workspace).map_err(|problem| anyhow::anyhow!(problem))?;
-    let linker = toolchain::linker(workspace).map_err(|problem| anyhow::anyhow!(problem))?;
-    let flags = [
-        // Atomic operations beyond addition need the third version of the instruction set (Linux 5.12).
-        "-Ctarget-cpu=v3".to_owned(),
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        format!("-Clinker={}", linker.display()),
-    ];
-    let mut cargo = workspace.foreign(&workspace.cargo);
-    cargo
+/// Installs what is missing for some purposes, then builds `loadbalancer` and some binaries of the tests package, all
+/// carrying the XDP objects.
+pub fn everything(workspace: &Workspace, purposes: &[Purpose], test_binaries: &[&str]) -> Result<()> {
+    setup::ensure(workspace, purposes)?;
+    xdp_objects(workspace, &[])?;
+    binaries(workspace, test_binaries)
+}
+
+fn xdp_objects(workspace: &Workspace, options: &[&str]) -> Result<()> {
+    setup::ensure(workspace, &[Purpose::Build])?;
+    let compiler = xdp_compiler(workspace)?;
+    let cargo = match compiler.core {
+        Core::Prebuilt => workspace.cargo.clone(),
+        // The sources of core belong to the cargo of the same toolchain.
+        Core::Source => beside(&compiler, "cargo").unwrap_or_else(|| workspace.cargo.clone()),
+    };
+    let mut build = xdp_command(workspace, &compiler, &cargo, "build")?;
+    step::compile("build XDP programs", build.args(options))
+}
+
+fn binaries(workspace: &Workspace, test_binaries: &[&str]) -> Result<()> {
+    let mut build = workspace.cargo();
+    with_objects(workspace, &mut build);
+    build.args(["build", "--release", "--package", "loadbalancer", "--bin", "loadbalancer"]);
+    if !test_binaries.is_empty() {
+        build.args(["--package", "loadbalancer-tests"]);
+    }
+    for binary in test_binaries {
+        build.args(["--bin", binary]);
+    }
+    let names: Vec<_> = ["loadbalancer"].iter().chain(test_binaries).copied().collect();
+    step::compile(&format!("build {}", names.join(", ")), &mut build)
+}
+
+/// Has a cargo command embed the XDP objects.
+pub fn with_objects(workspace: &Workspace, cargo: &mut Command) {
+    cargo.env(OBJECT_VARIABLE, xdp_target(workspace).join(TARGET).join("release").join(XDP));
+}
+
+pub fn xdp_compiler(workspace: &Workspace) -> Result<Compiler> {
+    toolchain::compiler(workspace)?.context(
+        "no compiler can build the XDP programs: `cargo xtask toolchain` tells why, `cargo xtask setup` mends it",
+    )
+}
+
+/// cargo, or a program that takes cargo's arguments, told to do something with the XDP package.
+pub fn xdp_command(workspace: &Workspace, compiler: &Compiler, cargo: &Path, subcommand: &str) -> Result<Command> {
+    let linker = toolchain::linker(workspace, compiler.llvm)
+        .map_err(|rejection| anyhow!("no linker for the XDP programs: {}; mend: {}", rejection.why, rejection.mend))?;
+    let linker = linker.to_str().with_context(|| format!("the path {} is not UTF-8", linker.display()))?;
+    // v3 brings the atomics that the maps need; BTF is made from the debug information.
+    let flags = ["-C", &format!("linker={linker}"), "-C", "target-cpu=v3", "-C", "debuginfo=2", "-C", "link-arg=--btf"];
+    let mut command = workspace.foreign(cargo);
+    command
+        .env("CARGO", &workspace.cargo)
+        .env("CARGO_TARGET_DIR", xdp_target(workspace))
         .env("RUSTC", &compiler.rustc)
-        // The program uses compare-exchange, which on BPF exists only as an unstable intrinsic.
+        // Empty turns off what a configuration file may name.
+        .env("RUSTC_WRAPPER", "")
+        // aya-ebpf uses features that are not stable yet.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env("CARGO_TARGET_DIR", workspace.target.join("ebpf"))
-        .args([command, "--package", "loadbalancer-ebpf", "--target", TARGET]);
-    if compiler.build_core {
-        cargo.args(["-Z", "build-std=core"]);
+        .args([subcommand, "--release", "--package", XDP, "--target", TARGET]);
+    if compiler.core == Core::Source {
+        command.arg("-Zbuild-std=core");
     }
-    Ok(cargo)
+    Ok(command)
+}
+
+/// The XDP package has its own target directory: another compiler would throw out what the usual one has built.
+fn xdp_target(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("ebpf")
+}
+
+/// A program of the same toolchain as a compiler.
+pub fn beside(compiler: &Compiler, program: &str) -> Option<PathBuf> {
+    Some(compiler.rustc.with_file_name(program)).filter(|path| is_executable(path))
 }

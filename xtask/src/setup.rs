@@ -1,113 +1,118 @@
-//! Installs what is missing, saying what and why.
+//! `cargo xtask setup`: installs what is missing.
 
-use std::process::Command;
+use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
 
+use crate::apt;
+use crate::kernels;
+use crate::need::{self, EVERYDAY, Missing, Purpose, Remedy};
 use crate::step;
-use crate::toolchain::{self, LINKER_VERSION};
+use crate::toolchain;
 use crate::workspace::{Workspace, find_program, is_root};
 
-/// LLVM that Debian's compiler for BPF is built with; the linker's must not be older.
-const LLVM: &str = "22";
+#[derive(Args)]
+pub struct Setup {
+    /// Do not ask before installing
+    #[arg(long, short)]
+    yes: bool,
 
-/// A Debian package, and what it is needed for.
-struct Package {
-    name: &'static str,
-    why: &'static str,
+    /// What to install for; may be given several times [default: build, check, lab]
+    #[arg(long = "for", value_name = "PURPOSE")]
+    purposes: Vec<Purpose>,
 }
 
-const LINT: Package =
-    Package { name: "rust-web-clippy", why: "lints the XDP program with the compiler that builds it" };
-
-/// What the eBPF compiler is, where none was found.
-const COMPILER: [Package; 2] = [
-    Package { name: "rustc-web", why: "compiles the XDP program" },
-    Package { name: "libstd-rust-web-dev-bpf", why: "Rust's core library for BPF" },
-];
-
-/// What building `bpf-linker` takes.
-const LINKER: [Package; 4] = [
-    Package { name: "llvm-22-dev", why: "the library that bpf-linker is made of" },
-    Package { name: "g++", why: "links bpf-linker, which is partly C++" },
-    Package { name: "zlib1g-dev", why: "LLVM's compression" },
-    Package { name: "libzstd-dev", why: "LLVM's compression" },
-];
-
-/// Programs that tests run.
-const PROGRAMS: [(&str, Package); 1] =
-    [("ip", Package { name: "iproute2", why: "network namespaces for the system tests" })];
-
-/// Installs everything that is missing. Quick when nothing is.
-pub fn run(workspace: &Workspace) -> Result<()> {
-    let compiler = toolchain::compiler(workspace);
-    let linker = toolchain::linker(workspace);
-    let mut missing: Vec<&Package> = Vec::new();
-    if compiler.is_err() {
-        missing.extend(&COMPILER);
+impl Setup {
+    pub fn run(self, workspace: &Workspace) -> Result<()> {
+        let purposes = if self.purposes.is_empty() { &EVERYDAY[..] } else { &self.purposes };
+        let missing = need::missing(workspace, purposes)?;
+        if missing.is_empty() {
+            println!("nothing is missing for {}", names(purposes).join(", "));
+            return Ok(());
+        }
+        announce(&missing);
+        if !self.yes && std::io::stdin().is_terminal() && !confirmed()? {
+            bail!("nothing was installed");
+        }
+        install(workspace, &missing, purposes)
     }
-    if compiler.is_err() || toolchain::lint_driver().is_none() {
-        missing.push(&LINT);
-    }
-    if linker.is_err() {
-        missing.extend(LINKER.iter().filter(|package| !is_installed(package.name)));
-    }
-    missing.extend(PROGRAMS.iter().filter(|(program, _)| find_program(program).is_none()).map(|(_, package)| package));
-    if missing.is_empty() && linker.is_ok() {
+}
+
+/// Installs what is missing for some purposes, if anything is, without asking.
+pub fn ensure(workspace: &Workspace, purposes: &[Purpose]) -> Result<()> {
+    let missing = need::missing(workspace, purposes)?;
+    if missing.is_empty() {
         return Ok(());
     }
-    for package in &missing {
-        println!("missing: {} ({})", package.name, package.why);
+    announce(&missing);
+    install(workspace, &missing, purposes)
+}
+
+fn announce(missing: &[Missing]) {
+    eprintln!("missing:");
+    for missing in missing {
+        eprintln!("  {}: {}", missing.name(), missing.why);
     }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
-    if !names.is_empty() {
-        install(&names)?;
+}
+
+fn confirmed() -> Result<bool> {
+    print!("Install? [Y/n] ");
+    std::io::stdout().flush().context("cannot ask on the terminal")?;
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer).context("cannot read the answer from the terminal")?;
+    Ok(read > 0 && matches!(answer.trim(), "" | "y" | "Y" | "yes"))
+}
+
+fn install(workspace: &Workspace, missing: &[Missing], purposes: &[Purpose]) -> Result<()> {
+    let mut packages = Vec::new();
+    for missing in missing {
+        if let Remedy::Packages(names) = missing.remedy {
+            packages.extend(names);
+        }
     }
-    if linker.is_err() {
-        println!("missing: bpf-linker (links the XDP program)");
-        let mut cargo = workspace.foreign(&workspace.cargo);
-        cargo.env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}")).args([
-            "install",
-            "bpf-linker",
-            "--version",
-            LINKER_VERSION,
-            "--no-default-features",
-            "--features",
-            &format!("llvm-{LLVM}"),
-        ]);
-        step::run("install bpf-linker (a minute or two)", &mut cargo)?;
+    if find_program("apt-get").is_none() && missing.iter().any(|missing| missing.remedy != Remedy::Linker) {
+        bail!(
+            "this is no Debian (there is no apt-get): install what is missing by this system's means; \
+             `cargo xtask toolchain` tells which compilers and linkers will do"
+        );
     }
-    toolchain::compiler(workspace).map_err(|problem| anyhow::anyhow!(problem)).context("after installing")?;
-    toolchain::linker(workspace).map_err(|problem| anyhow::anyhow!(problem)).context("after installing")?;
+    if !packages.is_empty() {
+        if !is_root() {
+            bail!(
+                "installing packages needs root; run:\n  {} && cargo xtask setup{}",
+                apt::install_command(&packages),
+                names(purposes).iter().map(|name| format!(" --for {name}")).collect::<String>()
+            );
+        }
+        apt::install(workspace, &packages)?;
+    }
+    for missing in missing {
+        match missing.remedy {
+            Remedy::Packages(_) => {}
+            Remedy::Linker => install_linker(workspace)?,
+            Remedy::Kernel(kernel) => kernels::fetch_kernel(workspace, kernel)?,
+            Remedy::Emulator => kernels::fetch_emulator(workspace)?,
+        }
+    }
+    let still_missing = need::missing(workspace, purposes)?;
+    if !still_missing.is_empty() {
+        announce(&still_missing);
+        bail!("this is still missing although its installation reported success; `cargo xtask toolchain` may tell why");
+    }
     Ok(())
 }
 
-fn install(names: &[&str]) -> Result<()> {
-    let command = format!("apt-get update && apt-get install --yes --no-install-recommends {}", names.join(" "));
-    if find_program("apt-get").is_none() {
-        bail!("this is not Debian: install the equivalents of {}", names.join(", "));
-    }
-    if !is_root() {
-        bail!("packages are missing; as root run:\n  {command}");
-    }
-    step::run("update the package lists", apt().arg("update"))
-        .context("apt-get update failed: is a package mirror reachable?")?;
-    step::run(
-        &format!("install {}", names.join(" ")),
-        apt().args(["install", "--yes", "--no-install-recommends"]).args(names),
-    )
-    .context("apt-get install failed; the compiler comes from bookworm-security, which must be among the sources")
+fn install_linker(workspace: &Workspace) -> Result<()> {
+    let label = format!("cargo install bpf-linker {}", toolchain::LINKER_VERSION);
+    step::run(&label, &mut toolchain::linker_install(workspace)).map_err(|error| {
+        anyhow!(
+            "{error:#}; if crates could not be fetched, check network and proxy, then run this again; by hand it is\n  {}",
+            toolchain::linker_install_command()
+        )
+    })
 }
 
-fn apt() -> Command {
-    let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive");
-    command
-}
-
-fn is_installed(package: &str) -> bool {
-    Command::new("dpkg-query")
-        .args(["--show", "--showformat=${db:Status-Status}", package])
-        .output()
-        .is_ok_and(|output| output.stdout == b"installed")
+fn names(purposes: &[Purpose]) -> Vec<&'static str> {
+    purposes.iter().map(|purpose| purpose.name()).collect()
 }

@@ -67,18 +67,31 @@ pub fn watch(label: &str, command: &mut Command, echo: bool) -> Result<Finished>
     Ok(Finished { success: status.success(), output, took: started.elapsed() })
 }
 
-/// Runs a command that must succeed. What it prints is shown only if it fails.
+/// Runs a command that must succeed. What it prints is shown only if it fails; progress goes to standard error, which
+/// leaves standard output to the program that a task ends with.
 pub fn run(label: &str, command: &mut Command) -> Result<()> {
     watch(label, command, false)?.must_succeed(label)
 }
 
-/// Runs a compilation that must succeed. What it prints is shown if it fails or warns.
+/// Runs a compilation that must succeed. What the compiler says is shown if it fails or warns.
 pub fn compile(label: &str, command: &mut Command) -> Result<()> {
-    let finished = watch(label, command, false)?;
+    let mut finished = watch(label, command, false)?;
+    let said: Vec<&str> = finished.output.lines().filter(|line| !is_progress(line)).collect();
+    finished.output = said.join("\n") + "\n";
     if finished.success && finished.output.lines().any(|line| line.starts_with("warning")) {
         eprint!("{}", finished.output);
     }
     finished.must_succeed(label)
+}
+
+/// A line in which cargo tells what it does, such as `   Compiling anyhow v1.0.104`.
+fn is_progress(line: &str) -> bool {
+    let verb = line.trim_start();
+    let indented = verb.len() < line.len();
+    indented
+        && ["Blocking", "Compiling", "Downloaded", "Downloading", "Finished", "Locking", "Updating"]
+            .iter()
+            .any(|known| verb.strip_prefix(known).is_some_and(|rest| rest.starts_with(' ')))
 }
 
 impl Finished {
@@ -87,7 +100,7 @@ impl Finished {
             eprint!("{}", self.output);
             bail!("{label} failed; what it printed is above");
         }
-        println!("{label}  {}", seconds(self.took));
+        eprintln!("{label}  {}", seconds(self.took));
         Ok(())
     }
 }
@@ -118,7 +131,13 @@ impl<'a> Spinner<'a> {
         if self.visible && self.drawn.is_none_or(|drawn| drawn.elapsed() >= REDRAW) {
             let elapsed = self.started.elapsed();
             let turn = ['|', '/', '-', '\\'][(elapsed.as_millis() / REDRAW.as_millis()) as usize % 4];
-            eprint!("\r\x1b[2K{turn} {}  {} s  \x1b[2m{}\x1b[0m", self.label, elapsed.as_secs(), self.peek);
+            // Without wrapping (mode 7) the line is cut at the terminal's edge, and one line stays one line.
+            eprint!(
+                "\r\x1b[2K\x1b[?7l{turn} {}  {} s  \x1b[2m{}\x1b[0m\x1b[?7h",
+                self.label,
+                elapsed.as_secs(),
+                self.peek
+            );
             self.drawn = Some(Instant::now());
             self.flush();
         }
@@ -145,6 +164,21 @@ mod tests {
     fn both_streams_and_the_exit_code_are_kept() {
         let finished = watch("step", Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]), false).unwrap();
         assert_eq!((finished.success, finished.output.as_str()), (false, "out\nerr\n"));
+    }
+
+    #[test]
+    fn a_compilation_shows_what_the_compiler_says_and_not_its_progress() {
+        for (line, progress) in [
+            ("   Compiling anyhow v1.0.104", true),
+            ("    Finished `release` profile [optimized] target(s) in 1.0s", true),
+            ("warning: unused import", false),
+            (" --> loadbalancer-ebpf/src/nat.rs:7:5", false),
+            ("Compiling is what failed", false),
+            ("    Finishedness", false),
+            ("", false),
+        ] {
+            assert_eq!(is_progress(line), progress, "{line}");
+        }
     }
 
     #[test]

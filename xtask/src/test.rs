@@ -1,125 +1,191 @@
-//! Test suites: one line each, and a total.
+//! `cargo xtask test`: one line per suite, then the total.
 
+use std::env;
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::build;
+use crate::kernels;
+use crate::need::Purpose;
+use crate::step::{self, Finished};
+use crate::suite::Cases;
 use crate::workspace::{Workspace, need_root};
-use crate::{build, setup, step};
+
+/// What runs when no suite is named.
+const BY_DEFAULT: &[Suite] = &[Suite::Unit, Suite::Packet, Suite::System, Suite::Fuzz];
 
 #[derive(Args)]
 pub struct Test {
-    /// Suites to run; all of them if none is named
-    suites: Vec<Suite>,
+    /// The suite to run [default: unit, packet, system and fuzz]
+    suite: Option<Suite>,
+
+    /// Print everything that the suites print
+    #[arg(long, short)]
+    verbose: bool,
+
+    /// Arguments of the suite's program, such as a filter for case names
+    #[arg(last = true, requires = "suite")]
+    arguments: Vec<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
-    /// What needs no root
+    /// Tests that need neither root nor an eBPF compiler
     Unit,
-    /// Frames through the loaded program
+    /// Frames through the XDP programs in the kernel's test run
     Packet,
-    /// Hosts in network namespaces
+    /// Real sockets between network namespaces
     System,
+    /// Mutated and random frames
+    Fuzz,
+    /// Load and verify on Debian's kernels, under emulation
+    Kernels,
 }
 
 impl Test {
-    pub fn run(&self, workspace: &Workspace) -> Result<()> {
-        let suites = if self.suites.is_empty() { Suite::value_variants() } else { &self.suites };
-        if suites.iter().any(|suite| *suite != Suite::Unit) {
-            need_root("packet and system tests load programs into the kernel and make network namespaces")?;
+    pub fn run(self, workspace: &Workspace) -> Result<()> {
+        let suites = self.suite.as_ref().map_or(BY_DEFAULT, std::slice::from_ref);
+        if suites.iter().any(|suite| suite.needs_root()) {
+            need_root("the packet, system and fuzz suites load XDP programs")?;
         }
-        setup::run(workspace)?;
-        build::objects(workspace)?;
-        let (mut passed, mut failed) = (0, 0);
-        for suite in suites {
-            let counts = suite.run(workspace)?;
-            passed += counts.passed;
-            failed += counts.failed;
+        let mut total = Cases::default();
+        // The unit suite first: it tells the most in the least time, and it needs no setup.
+        let (unit, built): (Vec<Suite>, Vec<Suite>) = suites.iter().partition(|suite| **suite == Suite::Unit);
+        for suite in unit {
+            total.add(self.run_suite(workspace, suite)?);
         }
-        println!("{passed} passed, {failed} failed");
-        if failed > 0 || passed == 0 {
-            bail!("{failed} tests failed");
+        if !built.is_empty() {
+            let purposes: Vec<Purpose> = built.iter().flat_map(|suite| suite.purposes()).copied().collect();
+            // cargo builds the system tests when it runs them.
+            let binaries: Vec<&str> =
+                built.iter().filter(|suite| **suite != Suite::System).map(|suite| suite.name()).collect();
+            build::everything(workspace, &purposes, &binaries)?;
+        }
+        for suite in built {
+            total.add(self.run_suite(workspace, suite)?);
+        }
+        println!("{} passed, {} failed", total.passed, total.failed);
+        if total.failed > 0 {
+            bail!("tests failed");
         }
         Ok(())
+    }
+
+    fn run_suite(&self, workspace: &Workspace, suite: Suite) -> Result<Cases> {
+        let mut command = suite.command(workspace);
+        command.args(&self.arguments);
+        let finished = step::watch(suite.name(), &mut command, self.verbose)?;
+        let (cases, complaint) = judge(suite, &finished);
+        if cases.failed > 0 && !self.verbose {
+            print!("{}", finished.output);
+        }
+        let ignored = if cases.ignored > 0 { format!(", {} ignored", cases.ignored) } else { String::new() };
+        println!(
+            "{:8} {:>6} passed, {} failed{ignored}  {}{}",
+            suite.name(),
+            cases.passed,
+            cases.failed,
+            step::seconds(finished.took),
+            complaint.map(|complaint| format!("  ({complaint})")).unwrap_or_default()
+        );
+        Ok(cases)
+    }
+}
+
+/// The cases of a suite. One that broke off, or ran nothing, has at least one failure.
+fn judge(suite: Suite, finished: &Finished) -> (Cases, Option<&'static str>) {
+    let cases = match suite {
+        Suite::Unit | Suite::System => Cases::of_cargo_test(&finished.output),
+        _ => Cases::of_suite(&finished.output),
+    };
+    let one_failure = |cases: Cases| Cases { failed: cases.failed.max(1), ..cases };
+    match cases {
+        None => (one_failure(Cases::default()), Some("it broke off without a result")),
+        Some(cases) if cases.passed + cases.failed == 0 => (one_failure(cases), Some("it ran no case")),
+        Some(cases) if cases.failed == 0 && !finished.success => {
+            (one_failure(cases), Some("no case failed, but the suite did"))
+        }
+        Some(cases) => (cases, None),
     }
 }
 
 impl Suite {
-    fn run(self, workspace: &Workspace) -> Result<Counts> {
-        let mut command = workspace.cargo();
-        let name = match self {
-            Suite::Unit => {
-                command.args(["test", "--quiet"]);
-                "unit"
-            }
-            Suite::Packet => {
-                command.args(["run", "--quiet", "--package", "loadbalancer-tests", "--bin", "packet"]);
-                "packet"
-            }
-            Suite::System => {
-                command.args(["test", "--quiet", "--package", "loadbalancer-tests"]);
-                "system"
-            }
-        };
-        finish(name, &mut command)
-    }
-}
-
-/// Runs a suite and prints its line.
-fn finish(name: &str, command: &mut Command) -> Result<Counts> {
-    let finished = step::watch(&format!("test {name}"), command, false)?;
-    let counts = Counts::of(&finished.output);
-    if !finished.success {
-        print!("{}", finished.output);
-    }
-    if !finished.success && counts.failed == 0 {
-        bail!("suite {name} did not run to its end; what it printed is above");
-    }
-    println!(
-        "{name:8} {:5} cases, {} failed, {}",
-        counts.passed + counts.failed,
-        counts.failed,
-        step::seconds(finished.took)
-    );
-    Ok(counts)
-}
-
-#[derive(Debug, Default, PartialEq)]
-struct Counts {
-    passed: u32,
-    failed: u32,
-}
-
-impl Counts {
-    /// Adds up all lines that say `N passed` and `N failed`.
-    fn of(output: &str) -> Self {
-        let mut counts = Self::default();
-        for line in output.lines().filter(|line| line.contains(" passed")) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            for pair in words.windows(2) {
-                let number = pair[0].parse().unwrap_or(0);
-                match pair[1].trim_end_matches([',', ';']) {
-                    "passed" => counts.passed += number,
-                    "failed" => counts.failed += number,
-                    _ => {}
-                }
-            }
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Packet => "packet",
+            Self::System => "system",
+            Self::Fuzz => "fuzz",
+            Self::Kernels => "kernels",
         }
-        counts
+    }
+
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Packet | Self::System | Self::Fuzz)
+    }
+
+    fn purposes(self) -> &'static [Purpose] {
+        match self {
+            Self::Unit => &[],
+            Self::Packet | Self::Fuzz => &[Purpose::Build],
+            Self::System => &[Purpose::Build, Purpose::Lab],
+            Self::Kernels => &[Purpose::Build, Purpose::Kernels],
+        }
+    }
+
+    fn command(self, workspace: &Workspace) -> Command {
+        match self {
+            Self::Unit => {
+                let mut command = workspace.cargo();
+                // After a failure in one package the others still have something to say.
+                command.args(["test", "--no-fail-fast"]);
+                command
+            }
+            Self::System => {
+                let mut command = workspace.cargo();
+                command.args(["test", "--release", "--no-fail-fast", "--package", "loadbalancer-tests"]);
+                build::with_objects(workspace, &mut command);
+                command
+            }
+            Self::Kernels => {
+                let kernels = kernels::directory(workspace);
+                let mut command = workspace.program(&workspace.binary(self.name()));
+                // The emulator's own directory first, for machines that have none installed.
+                let path = env::var("PATH").unwrap_or_default();
+                command.env("PATH", format!("{}:{path}", kernels.display())).env("LOADBALANCER_KERNELS", kernels);
+                command
+            }
+            _ => workspace.program(&workspace.binary(self.name())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn result_lines_are_added_up() {
-        let output = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored\n\
-                      test result: FAILED. 4 passed; 2 failed; 0 ignored\npacket: 350 passed, 1 failed\nnothing here\n";
-        assert_eq!(Counts::of(output), Counts { passed: 357, failed: 3 });
-        assert_eq!(Counts::of("no result"), Counts::default());
+    fn a_suite_passes_only_if_cases_ran_and_none_failed_and_it_says_so() {
+        for (suite, output, success, passed, failed) in [
+            (Suite::Packet, "SUITE: 3 passed, 0 failed", true, 3, 0),
+            (Suite::Packet, "SUITE: 3 passed, 2 failed", false, 3, 2),
+            (Suite::Packet, "SUITE: 3 passed, 2 failed", true, 3, 2),
+            (Suite::Packet, "SUITE: 3 passed, 0 failed", false, 3, 1),
+            (Suite::Packet, "SUITE: 0 passed, 0 failed", true, 0, 1),
+            (Suite::Packet, "thread 'main' panicked", false, 0, 1),
+            (Suite::Packet, "", true, 0, 1),
+            (Suite::Unit, "test result: ok. 4 passed; 0 failed; 0 ignored", true, 4, 0),
+            (Suite::Unit, "test result: ok. 4 passed; 0 failed; 0 ignored", false, 4, 1),
+            (Suite::Unit, "error: could not compile `loadbalancer`", false, 0, 1),
+        ] {
+            let finished = Finished { success, output: output.to_owned(), took: Duration::ZERO };
+            let (cases, complaint) = judge(suite, &finished);
+            assert_eq!((cases.passed, cases.failed), (passed, failed), "{output}");
+            assert_eq!(complaint.is_some(), failed == 1, "{output}");
+        }
     }
 }

@@ -35,6 +35,13 @@ impl Workspace {
         command
     }
 
+    /// A built program, free of what the calling cargo set for xtask alone.
+    pub fn program(&self, path: &Path) -> Command {
+        let mut command = self.clean(path, is_of_xtask);
+        command.current_dir(env::current_dir().unwrap_or_else(|_| self.root.clone()));
+        command
+    }
+
     /// A toolchain's program, free of everything that would make it build in another way than told.
     pub fn foreign(&self, path: &Path) -> Command {
         self.clean(path, |name| is_of_xtask(name) || steers_the_compiler(name))
@@ -49,6 +56,11 @@ impl Workspace {
             }
         }
         command
+    }
+
+    /// Where `cargo build --release` puts a binary.
+    pub fn binary(&self, name: &str) -> PathBuf {
+        self.target.join("release").join(name)
     }
 }
 

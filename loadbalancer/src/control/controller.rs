@@ -41,6 +41,8 @@ struct ServerState {
     check_key: u32,
     standing: Standing,
     health: Option<ServerHealth>,
+    /// When its health last changed, in ticks: see [`census::affinity`].
+    suspect_since: Option<u32>,
 }
 
 /// How an interface is attached.
@@ -133,6 +135,7 @@ impl Controller {
                             set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
                         },
                         health: None,
+                        suspect_since: None,
                     }
                 });
                 match service.check.as_ref().and_then(|check| spec(service, server.addr, server.port, check)) {
@@ -356,6 +359,9 @@ impl Controller {
         if now == Health::Unknown || state.standing.health == Some(now) {
             return false;
         }
+        if now == Health::Down || state.standing.health == Some(Health::Down) {
+            state.suspect_since = Some(census::now());
+        }
         state.standing.health = Some(now);
         true
     }
@@ -401,7 +407,15 @@ impl Controller {
             maps.active.words().iter().map(|word| word.load(std::sync::atomic::Ordering::Relaxed) as i64).collect()
         };
         let before = count(maps);
-        let mut census = census::affinity(maps, &settings, census::now());
+        let suspect = self
+            .servers
+            .iter()
+            .filter_map(|(id, state)| {
+                let number = self.reconciler.numbers.backends.get(&(id.service, id.backend))?;
+                Some((*number, state.suspect_since?))
+            })
+            .collect();
+        let mut census = census::affinity(maps, &settings, census::now(), &suspect);
         let has_nat =
             self.reconciler.numbers.services.values().any(|id| {
                 self.reconciler.service(*id).is_some_and(|s| s.mode == loadbalancer_common::service::mode::NAT)

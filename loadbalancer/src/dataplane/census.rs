@@ -3,12 +3,12 @@
 //! The packet path counts active flows itself; what it cannot see (flows that fall silent, entries that the kernel
 //! evicts) is corrected by this count.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use bytemuck::Pod;
 use loadbalancer_common::affinity::{Entry, state};
-use loadbalancer_common::clock::{TIME_MASK, ticks};
+use loadbalancer_common::clock::{TIME_MASK, age, ticks};
 use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::settings::Settings;
 
@@ -51,8 +51,18 @@ pub fn now() -> u32 {
 }
 
 /// Counts the affinity table's flows and removes those that are idle for longer than their state allows.
-pub fn affinity(maps: &Maps, settings: &Settings, now: u32) -> Census {
+///
+/// `suspect` has the tick at which a server's health last changed: what was not heard of since may have died with it
+/// (where replies do not pass here, nobody tells), and does not count as active until it is.
+pub fn affinity(maps: &Maps, settings: &Settings, now: u32, suspect: &HashMap<u16, u32>) -> Census {
     let mut census = Census::with_room_for(maps.backends.entries() as usize);
+    // Ticks since then, by backend; beyond what an entry's time can tell, nothing is suspect any more.
+    let mut suspect_age = vec![u16::MAX; maps.backends.entries() as usize];
+    for (backend, since) in suspect {
+        if let Some(age) = suspect_age.get_mut(*backend as usize) {
+            *age = u16::try_from(now.saturating_sub(*since)).unwrap_or(u16::MAX);
+        }
+    }
     let now = now as u16 & TIME_MASK;
     for word in maps.affinity.words() {
         let entry = Entry(word.load(Ordering::Relaxed));
@@ -66,7 +76,9 @@ pub fn affinity(maps: &Maps, settings: &Settings, now: u32) -> Census {
             continue;
         }
         census.affinity[entry.state() as usize & 7] += 1;
-        census.add(entry.backend(), entry.state());
+        if suspect_age.get(entry.backend() as usize).is_none_or(|suspect| age(now, entry.time()) < *suspect) {
+            census.add(entry.backend(), entry.state());
+        }
     }
     census
 }
