@@ -41,11 +41,15 @@ pub struct World {
     paths: u32,
     rings: u32,
     flags: u32,
+    /// The kernel's part is used again by the next world of the same sizes.
+    is_pooled: bool,
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        POOL.set(self.kernel.take());
+        if self.is_pooled {
+            POOL.set(self.kernel.take());
+        }
     }
 }
 
@@ -115,8 +119,18 @@ impl World {
             Some(kernel) => kernel,
             None => Kernel::load(sizes, None).context("load the packet path")?,
         };
-        let mut world = Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0 };
+        let mut world =
+            Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0, is_pooled: true };
         world.clear()?;
+        world.write_settings()?;
+        Ok(world)
+    }
+
+    /// A world of its own sizes.
+    pub fn with_sizes(sizes: Sizes) -> Result<Self> {
+        let kernel = Kernel::load(sizes, None).context("load the packet path")?;
+        let world =
+            Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0, is_pooled: false };
         world.write_settings()?;
         Ok(world)
     }
@@ -149,7 +163,11 @@ impl World {
         self.kernel.as_ref().expect("the kernel is given back only when the world ends")
     }
 
-    fn write_settings(&mut self) -> Result<()> {
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().expect("the kernel is given back only when the world ends")
+    }
+
+    fn write_settings(&self) -> Result<()> {
         let seconds = [0, 300, 20, 7440, 120, 120, 10, 600];
         let settings = Settings {
             seed: 0x5eed,

@@ -1,0 +1,7 @@
+//! Benches: what they have in common, and the packet bench.
+
+pub mod packet;
+pub mod plot;
+pub mod report;
+pub mod ring;
+pub mod system;

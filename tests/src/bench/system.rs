@@ -1,0 +1,7 @@
+//! Placeholder.
+
+use std::process::ExitCode;
+
+pub fn main() -> ExitCode {
+    ExitCode::FAILURE
+}
