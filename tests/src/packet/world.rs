@@ -362,6 +362,15 @@ impl World {
             .collect()
     }
 
+    /// Frames by outcome, over all services.
+    pub fn totals(&self) -> Result<Vec<u64>> {
+        let mut totals = vec![0; OUTCOME_SLOTS];
+        for service in self.outcomes()? {
+            totals.iter_mut().zip(service).for_each(|(total, count)| *total += count);
+        }
+        Ok(totals)
+    }
+
     /// Runs one frame through the program.
     pub fn run(&mut self, frame: &[u8]) -> Result<Ran> {
         let before = self.outcomes()?;

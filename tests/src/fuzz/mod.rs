@@ -1,0 +1,239 @@
+//! Robustness: mutated and random frames through the loaded program.
+//!
+//! What must hold: every frame is counted in exactly one outcome, and what is done with it is what that outcome says;
+//! the program never aborts; what goes out from a sound frame is sound, to the last checksum; and flows that the frames
+//! do not belong to are treated as if there were no such frames.
+
+mod corpus;
+mod mutate;
+
+use std::io::{IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use aya::programs::{TestRun, TestRunOptions};
+use clap::Parser;
+use loadbalancer::dataplane::kernel::Sizes;
+use loadbalancer_common::net::ethertype;
+use loadbalancer_common::outcome::{Class, Outcome};
+
+use crate::packet::frame::verify;
+use crate::packet::world::{ACTIONS, World};
+use corpus::{Corpus, Victim};
+use mutate::Random;
+
+/// Frames between two looks at the counters.
+const BATCH: u64 = 10_000;
+/// Batches between two looks at the flows that must not be touched.
+const VICTIMS_EVERY: u64 = 10;
+/// Of so many frames, one whose output is looked at.
+const LOOK: u64 = 8;
+
+/// Sends mutated and random frames through the packet path.
+#[derive(Parser)]
+#[command(name = "cargo xtask test fuzz --", bin_name = "cargo xtask test fuzz --")]
+struct Arguments {
+    /// Frames, over all CPUs
+    #[arg(long, default_value_t = 20_000_000)]
+    frames: u64,
+    /// Repeats a run
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let seed = arguments.seed.unwrap_or_else(|| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(1, |since| since.as_nanos() as u64)
+    });
+    // Frames that are no frames make `verify` panic; that is caught, and no reason to print anything.
+    std::panic::set_hook(Box::new(|_| {}));
+    let workers = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+    let each = arguments.frames.div_ceil(workers).next_multiple_of(BATCH);
+    let done = AtomicU64::new(0);
+    let begun = Instant::now();
+    let errors: Vec<String> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers)
+            .map(|worker| {
+                scope.spawn({
+                    let done = &done;
+                    move || fuzz(seed ^ worker << 56, each, done)
+                })
+            })
+            .collect();
+        if std::io::stderr().is_terminal() {
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                eprint!("\rfuzz  {} of {} frames", done.load(Ordering::Relaxed), each * workers);
+                if std::io::stderr().flush().is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            eprint!("\r\x1b[2K");
+        }
+        threads
+            .into_iter()
+            .filter_map(|thread| match thread.join() {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("{error:#}")),
+                Err(_) => Some("a worker panicked".to_owned()),
+            })
+            .collect()
+    });
+    for error in &errors {
+        println!("FAILED: {error}\n  repeat it with --seed {seed} --frames {}", arguments.frames);
+    }
+    let done = done.load(Ordering::Relaxed);
+    println!("{done} frames in {:.0} s, seed {seed}", begun.elapsed().as_secs_f64());
+    println!("fuzz: {} passed, {} failed", done, errors.len());
+    if errors.is_empty() && done >= arguments.frames { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn fuzz(seed: u64, frames: u64, done: &AtomicU64) -> Result<()> {
+    let sizes = Sizes { services: 32, backends: 128, rings: 32, flows: 1_000_000, nat_flows: 500_000, vips: 256 };
+    let mut fuzzer = Fuzzer { world: World::with_sizes(sizes)?, output: vec![0; 16_384], random: Random(seed) };
+    let corpus = Corpus::new(&mut fuzzer.world)?;
+    let victims = corpus.victims(&mut fuzzer.world)?;
+    for batch in 0..frames / BATCH {
+        let before = fuzzer.random;
+        let result = fuzzer.batch(&corpus);
+        if let Err(error) = result {
+            fuzzer.random = before;
+            return Err(fuzzer.find(&corpus, error));
+        }
+        if batch % VICTIMS_EVERY == 0 {
+            victims.iter().try_for_each(|victim| fuzzer.is_untouched(victim)).context("after batch")?;
+        }
+        done.fetch_add(BATCH, Ordering::Relaxed);
+    }
+    victims.iter().try_for_each(|victim| fuzzer.is_untouched(victim))
+}
+
+struct Fuzzer {
+    world: World,
+    output: Vec<u8>,
+    random: Random,
+}
+
+/// Frames by what was done with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    sent: u64,
+    dropped: u64,
+}
+
+impl Fuzzer {
+    fn batch(&mut self, corpus: &Corpus) -> Result<()> {
+        let before = self.world.totals()?;
+        let mut actions = Tally::default();
+        for number in 0..BATCH {
+            let frame = mutate::frame(&mut self.random, corpus);
+            let action = self.run(&frame, number % LOOK == 0)?;
+            match ACTIONS.get(action as usize).copied() {
+                Some("PASS") => actions.passed += 1,
+                Some("TX" | "REDIRECT") => actions.sent += 1,
+                Some("DROP") => actions.dropped += 1,
+                other => bail!("action {action} ({other:?}) for {}", hex(&frame)),
+            }
+        }
+        let after = self.world.totals()?;
+        compare(&before, &after, &actions)
+    }
+
+    /// Runs one frame. Gives the action.
+    fn run(&mut self, frame: &[u8], look: bool) -> Result<u32> {
+        let output = look.then_some(&mut self.output[..]);
+        let run = TestRunOptions { data_in: Some(frame), data_out: output, ..TestRunOptions::default() };
+        let result = self.world.kernel_mut().program()?.test_run(run).with_context(|| hex(frame))?;
+        if look && matches!(ACTIONS.get(result.return_value as usize), Some(&("TX" | "REDIRECT"))) {
+            let output = &self.output[..result.data_size_out as usize];
+            if is_sound(frame) && !is_sound(output) {
+                bail!("a sound frame became an unsound one:\n  {}\n  {}", hex(frame), hex(output));
+            }
+        }
+        Ok(result.return_value)
+    }
+
+    /// Looks for the frame of a batch that is to blame, by running it again frame by frame.
+    fn find(&mut self, corpus: &Corpus, error: anyhow::Error) -> anyhow::Error {
+        for number in 0..BATCH {
+            let frame = mutate::frame(&mut self.random, corpus);
+            let result = self.world.totals().and_then(|before| {
+                let action = self.run(&frame, true)?;
+                let after = self.world.totals()?;
+                let mut tally = Tally::default();
+                match ACTIONS.get(action as usize).copied() {
+                    Some("PASS") => tally.passed = 1,
+                    Some("TX" | "REDIRECT") => tally.sent = 1,
+                    _ => tally.dropped = 1,
+                }
+                compare(&before, &after, &tally)
+            });
+            if let Err(single) = result {
+                return anyhow!("{error:#}; frame {number} of the batch: {single:#}\n  {}", hex(&frame));
+            }
+        }
+        anyhow!("{error:#}; no single frame shows it")
+    }
+
+    /// The flow's packets become what they became before.
+    fn is_untouched(&mut self, victim: &Victim) -> Result<()> {
+        for (frame, expected) in &victim.packets {
+            let ran = self.world.run(frame)?;
+            ensure!(
+                ran.frame == *expected,
+                "the flow {} was touched: its packet became\n  {}\ninstead of\n  {}",
+                victim.name,
+                hex(&ran.frame),
+                hex(expected)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether outcomes rose by one per frame, in the class of what was done with it.
+fn compare(before: &[u64], after: &[u64], actions: &Tally) -> Result<()> {
+    let rose = |class: Class| -> u64 {
+        let of_class = Outcome::ALL.iter().filter(|outcome| outcome.class() == class);
+        of_class.map(|outcome| after[*outcome as usize] - before[*outcome as usize]).sum()
+    };
+    let [passed, forwarded, answered, refused, dropped] =
+        [Class::Passed, Class::Forwarded, Class::Answered, Class::Refused, Class::Dropped].map(rose);
+    let frames = actions.passed + actions.sent + actions.dropped;
+    let counted = passed + forwarded + answered + refused + dropped;
+    ensure!(counted == frames, "{counted} outcomes were counted for {frames} frames");
+    ensure!(passed == actions.passed, "{passed} frames were counted as passed, {} were", actions.passed);
+    // What is refused is answered or dropped.
+    ensure!(
+        (forwarded + answered..=forwarded + answered + refused).contains(&actions.sent),
+        "{} frames were sent; counted: {forwarded} forwarded, {answered} answered, {refused} refused",
+        actions.sent
+    );
+    Ok(())
+}
+
+/// Whether all lengths and checksums of a frame are right.
+fn is_sound(frame: &[u8]) -> bool {
+    let check = || {
+        let mut at = 12;
+        loop {
+            match u16::from_be_bytes([frame[at], frame[at + 1]]) {
+                ethertype::VLAN | ethertype::QINQ => at += 4,
+                ethertype::IPV4 | ethertype::IPV6 => return verify(&frame[at + 2..]).is_ok(),
+                _ => return false,
+            }
+        }
+    };
+    catch_unwind(AssertUnwindSafe(check)).unwrap_or(false)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

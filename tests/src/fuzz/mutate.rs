@@ -1,0 +1,105 @@
+//! Frames from frames.
+
+use super::corpus::Corpus;
+
+/// A sequence of random numbers (splitmix64; Steele, Lea and Flood, OOPSLA 2014).
+#[derive(Clone, Copy, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `limit`, which is above zero.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+/// Values at which lengths, offsets and numbers go wrong.
+const INTERESTING: [u16; 24] =
+    [0, 1, 2, 4, 5, 6, 7, 8, 15, 16, 17, 20, 40, 44, 58, 60, 64, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff];
+/// Bytes of headers, where mutations do the most.
+const HEADERS: usize = 96;
+const LONGEST: usize = 3_000;
+/// The kernel takes no frame without an Ethernet header.
+const SHORTEST: usize = 14;
+
+/// The next frame: one of the corpus, mostly with something wrong.
+pub fn frame(random: &mut Random, corpus: &Corpus) -> Vec<u8> {
+    if random.below(64) == 0 {
+        return noise(random);
+    }
+    let mut frame = corpus.pick(random);
+    // One in eight is left as it is, so that flows begin and go on.
+    if random.below(8) > 0 {
+        for _ in 0..=random.below(4) {
+            mutate(random, corpus, &mut frame);
+        }
+    }
+    frame.resize(frame.len().clamp(SHORTEST, LONGEST), 0);
+    frame
+}
+
+fn noise(random: &mut Random) -> Vec<u8> {
+    let length = SHORTEST + random.below(200);
+    let mut frame: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+    let ethertype: [u8; 2] = [[8, 0], [0x86, 0xdd], [0x81, 0], [0x88, 0xa8]][random.below(4)];
+    frame[12..14].copy_from_slice(&ethertype);
+    frame
+}
+
+fn mutate(random: &mut Random, corpus: &Corpus, frame: &mut Vec<u8>) {
+    if frame.is_empty() {
+        return;
+    }
+    let place = |random: &mut Random, frame: &[u8]| random.below(frame.len().min(HEADERS));
+    match random.below(9) {
+        0 => {
+            let at = place(random, frame);
+            frame[at] ^= 1 << random.below(8);
+        }
+        1 => {
+            let at = place(random, frame);
+            frame[at] = random.next() as u8;
+        }
+        2 => {
+            let at = place(random, frame);
+            frame[at] = INTERESTING[random.below(INTERESTING.len())] as u8;
+        }
+        3 => {
+            let at = place(random, frame).min(frame.len().saturating_sub(2));
+            let value = INTERESTING[random.below(INTERESTING.len())].to_be_bytes();
+            if let Some(bytes) = frame.get_mut(at..at + 2) {
+                bytes.copy_from_slice(&value);
+            }
+        }
+        4 => frame.truncate(random.below(frame.len() + 1)),
+        5 => frame.extend(std::iter::repeat_n(random.next() as u8, random.below(64))),
+        6 => {
+            // The beginning of one, the end of another.
+            let other = corpus.pick(random);
+            let at = place(random, frame);
+            frame.truncate(at);
+            frame.extend(other.iter().skip(at + random.below(5)));
+        }
+        7 => {
+            // Another tag before the rest.
+            let tag = [[0x81, 0, 0, 7], [0x88, 0xa8, 0, 9]][random.below(2)];
+            if frame.len() >= 12 {
+                frame.splice(12..12, tag);
+            }
+        }
+        _ => {
+            // Bytes taken out of the middle.
+            let at = place(random, frame);
+            let end = (at + random.below(12)).min(frame.len());
+            frame.drain(at..end);
+        }
+    }
+}
