@@ -83,7 +83,7 @@ fn inner(ctx: &XdpContext) -> Option<(usize, u16)> {
         _ => return None,
     };
     // SAFETY: the value is not used.
-    unsafe { ENDS.get(&end) }?;
+    unsafe { ENDS.get(end) }?;
     Some((outer, carried))
 }
 

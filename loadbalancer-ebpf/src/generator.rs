@@ -88,11 +88,11 @@ fn balance(ctx: &XdpContext) -> Option<()> {
         protocol: words[2] & 0xff00,
     };
     // SAFETY: the value is a word.
-    let backend = match unsafe { LRU.get(&flow) } {
+    let backend = match unsafe { LRU.get(flow) } {
         Some(backend) => *backend,
         None => {
             let backend = (flow.ports[0].get() % 100) as u32;
-            LRU.insert(&flow, &backend, 0).ok()?;
+            LRU.insert(flow, backend, 0).ok()?;
             backend
         }
     };

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod network;

@@ -1,6 +1,7 @@
 //! The commands, and what they exit with: 0 done, 1 failed, 2 wrong usage or configuration.
 
 mod decap;
+mod doctor;
 mod flows;
 mod show;
 mod table;
@@ -42,6 +43,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look for what would keep a gateway from working on this machine; exits with 1 if there is a problem
+    Doctor(doctor::DoctorArgs),
     /// Show the state of the controller, its interfaces and what is wrong
     Status(ShowArgs),
     /// Show servers with their traffic, and what became of all frames
@@ -164,6 +167,7 @@ fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run(&args),
         Command::Check { file, json } => check(&file, json),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Status(args) => print(&args, show::status),
         Command::Stats { show, watch: None, .. } => print(&show, |snapshot| show::stats(snapshot, None)),
         Command::Stats { show, watch: Some(seconds), count } => watch(&show, seconds, count),

@@ -113,7 +113,7 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     let example = "interfaces = [\"eth0\"]";
     let elements = section.required("interfaces", example, section.elements("interfaces", example));
     if let Some(elements) = elements {
-        if elements.value.is_empty() {
+        if section.is_empty_list("interfaces") {
             section.error(elements.span, "`interfaces` is empty", format!("name one at least: {example}"));
         }
         for element in elements.value {
@@ -285,7 +285,7 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
     }
     let example = "listen = [\"192.0.2.1:80/tcp\"]";
     if let Some(listen) = section.required("listen", example, section.strings("listen", "192.0.2.1:80/tcp")) {
-        if listen.value.is_empty() {
+        if section.is_empty_list("listen") {
             section.error(listen.span, "`listen` is empty", format!("name one address at least: {example}"));
         }
         for text in listen.value {
@@ -448,7 +448,13 @@ fn check(section: Section<'_, '_>) -> Option<Check> {
     let kind = match kind {
         Some(Kind::Tcp) => Some(CheckKind::Tcp),
         Some(Kind::Http) => {
-            let ranges = expect.map_or(vec![(200..=399, section.span.clone())], |expect| statuses(&section, expect));
+            let usual = || vec![(200..=399, section.span.clone())];
+            let ranges = expect.map_or_else(usual, |expect| {
+                let told_wrong = !expect.value.is_empty();
+                let ranges = statuses(&section, expect);
+                // What is wrong with them was told; that none is left needs not be.
+                if ranges.is_empty() && told_wrong { usual() } else { ranges }
+            });
             let plain: Vec<RangeInclusive<u16>> = ranges.iter().map(|(range, _)| range.clone()).collect();
             let built = HttpCheck::new(
                 method.as_ref().map_or("GET", |method| method.value),

@@ -77,6 +77,11 @@ impl<'d, 'e> Section<'d, 'e> {
         self.table.contains_key(key)
     }
 
+    /// Whether a key has a list without elements, rather than one whose elements are all wrong.
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        matches!(self.table.get(key).map(Spanned::get_ref), Some(DeValue::Array(parts)) if parts.is_empty())
+    }
+
     /// Where a key stands.
     pub fn key_span(&self, key: &str) -> Span {
         let found = self.table.keys().find(|candidate| candidate.get_ref().as_ref() == key);

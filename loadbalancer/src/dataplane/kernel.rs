@@ -411,6 +411,11 @@ pub fn interface_index(interface: &str) -> Result<u32, KernelError> {
     }
 }
 
+/// The XDP program on an interface, for people.
+pub fn occupant(interface: &str) -> Result<Option<String>, KernelError> {
+    Ok(attached_program(interface, interface_index(interface)?))
+}
+
 /// Name and number of the XDP program on an interface, if there is one.
 pub(super) fn attached_program(interface: &str, index: u32) -> Option<String> {
     let id = occupant::find(index)?.program;

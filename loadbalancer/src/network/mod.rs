@@ -5,6 +5,7 @@
 //! of neighbours many times a second without anything that matters here having changed.
 
 pub mod announce;
+pub mod facts;
 pub mod header;
 pub mod hop;
 mod table;

@@ -175,3 +175,59 @@ fn tables_and_completions_are_printed() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("loadbalancer"), "{shell}");
     }
 }
+
+#[test]
+fn the_doctor_finds_what_is_wrong_and_says_how_to_mend_it() {
+    let setup = Setup::new("dsr-ipip");
+    let mut world = setup.clone().up();
+    let config = world.gateway.config.display().to_string();
+    let doctor = |world: &super::world::World| {
+        let output = world.gateway.cli(&["doctor", "--config", &config, "--json"]);
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), findings)
+    };
+    let graded = |findings: &[serde_json::Value], grade: &str| -> String {
+        let lines = findings.iter().filter(|finding| finding["grade"] == grade);
+        lines.map(|f| format!("{}: {} -> {}\n", f["subject"], f["finding"], f["mend"])).collect()
+    };
+    let (code, findings) = doctor(&world);
+    assert_eq!((code, graded(&findings, "problem")), (Some(0), String::new()));
+    has(&graded(&findings, "good"), &["the kernel's verifier accepts it", "runs loadbalancer (id"]);
+    has(&graded(&findings, "warning"), &["its tunnel has room for packets of 1480 bytes", "1520 bytes"]);
+    has(&graded(&findings, "note"), &["servers must have the VIP and open the tunnel", "loadbalancer decap"]);
+
+    // What can go wrong, all at once.
+    world.gateway.stop(Signal::SIGTERM);
+    let gateway = &world.lab.gateway.namespace;
+    gateway.sysctl(&[("ipv4/conf/client1/rp_filter", "1"), ("ipv4/ip_forward", "0")]).expect("set");
+    gateway.sysctl(&[("ipv4/ip_local_port_range", "20000 60999")]).expect("set");
+    gateway.ip(&["link set server1 down", "route add blackhole 10.77.103.2/32"]).expect("changed");
+    let devices: Vec<String> = world.lab.gateway.links.iter().map(|link| format!("{:?}", link.device)).collect();
+    let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+    let text = text.replace(&devices.join(", "), "\"client1\", \"server1\", \"server2\", \"gone0\"");
+    let nat = setup
+        .services(&world.lab)
+        .replace("\"web\"", "\"nat\"")
+        .replace("dsr-ipip", "nat")
+        .replace("192.0.2.1:", "192.0.2.2:");
+    std::fs::write(&world.gateway.config, format!("{text}\n{nat}")).expect("written");
+    let (code, findings) = doctor(&world);
+    assert_eq!(code, Some(1));
+    has(
+        &graded(&findings, "problem"),
+        &[
+            "interface gone0",
+            "it does not exist",
+            "it is down, or has no carrier",
+            "ip link set server1 up",
+            "the machine itself uses ports 20000-32767, which are in nat_ports",
+            "ip_local_reserved_ports=20000-32767",
+            "refuses packets (blackhole)",
+            "which is not in `interfaces`: its replies would be missed",
+        ],
+    );
+    has(
+        &graded(&findings, "warning"),
+        &["strict reverse-path filtering", "net.ipv4.conf.client1.rp_filter=2", "net.ipv4.ip_forward is 0"],
+    );
+}
