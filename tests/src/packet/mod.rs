@@ -4,6 +4,6 @@ pub mod frame;
 pub mod world;
 mod cases;
 mod corners;
-mod runner;
+pub mod runner;
 
 pub use runner::main;

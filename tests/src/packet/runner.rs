@@ -19,11 +19,18 @@ impl Case {
 
 /// Runs all cases whose name contains the first argument.
 pub fn main() -> ExitCode {
-    let filter = std::env::args().nth(1).unwrap_or_default();
+    let (passed, failed) = run(&std::env::args().nth(1).unwrap_or_default());
+    println!("packet: {passed} passed, {failed} failed");
+    // No case at all is a wrong filter, not a success.
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs all cases whose name contains a text. Gives how many passed and failed.
+pub fn run(filter: &str) -> (u32, u32) {
     let verbose = !filter.is_empty();
     std::panic::set_hook(Box::new(|_| {}));
     let (mut passed, mut failed) = (0u32, 0u32);
-    for case in cases::all().into_iter().filter(|case| case.name.contains(&filter)) {
+    for case in cases::all().into_iter().filter(|case| case.name.contains(filter)) {
         let result = catch_unwind(AssertUnwindSafe(case.run)).unwrap_or_else(|panic| {
             let text = panic
                 .downcast_ref::<String>()
@@ -45,7 +52,5 @@ pub fn main() -> ExitCode {
             }
         }
     }
-    println!("packet: {passed} passed, {failed} failed");
-    // No case at all is a wrong filter, not a success.
-    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    (passed, failed)
 }

@@ -1,0 +1,220 @@
+//! The packet path on other kernels, under emulation: this program boots them with itself as the first process, which
+//! loads the programs and runs all packet cases.
+//!
+//! `LOADBALANCER_KERNELS` names a directory with an unpacked kernel package per series (`6.1/boot/vmlinuz-...`);
+//! `cargo xtask test kernels` provides it, and the emulator on PATH.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+
+use crate::packet::runner;
+
+const EMULATOR: &str = "qemu-system-x86_64";
+/// Begins the guest's last line.
+const RESULT: &str = "GUEST RESULT";
+/// An emulated processor is some fifty times as slow as a real one.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        guest();
+    }
+    match host() {
+        Ok((passed, failed)) => {
+            println!("kernels: {passed} passed, {failed} failed");
+            if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The first process of the booted kernel.
+fn guest() -> ! {
+    let result = prepare().map(|()| runner::run(""));
+    match result {
+        Ok((passed, failed)) => println!("{RESULT} {passed} passed {failed} failed"),
+        Err(error) => println!("{RESULT} 0 passed 1 failed: {error:#}"),
+    }
+    match reboot(RebootMode::RB_AUTOBOOT) {
+        Ok(never) => match never {},
+        // The kernel ends when its first process does.
+        Err(error) => panic!("cannot reboot: {error}"),
+    }
+}
+
+fn prepare() -> Result<()> {
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys")] {
+        fs::create_dir_all(at)?;
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>).with_context(|| format!("mount {at}"))?;
+    }
+    println!("guest: Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
+    Ok(())
+}
+
+fn host() -> Result<(u32, u32)> {
+    let kernels = std::env::var_os("LOADBALANCER_KERNELS").map(PathBuf::from);
+    let kernels = kernels.context("LOADBALANCER_KERNELS is not set; run it with `cargo xtask test kernels`")?;
+    let directory = std::env::temp_dir().join(format!("loadbalancer-kernels-{}", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    let result = all(&kernels, &directory);
+    fs::remove_dir_all(&directory).with_context(|| format!("remove {}", directory.display()))?;
+    result
+}
+
+fn all(kernels: &Path, directory: &Path) -> Result<(u32, u32)> {
+    let archive = directory.join("initramfs");
+    fs::write(&archive, initramfs()?)?;
+    let mut series: Vec<PathBuf> = fs::read_dir(kernels)
+        .with_context(|| format!("cannot read {}", kernels.display()))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.join("boot").is_dir())
+        .collect();
+    series.sort();
+    ensure!(!series.is_empty(), "there is no kernel in {}", kernels.display());
+    let (mut passed, mut failed) = (0, 0);
+    for kernel in series {
+        let name = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let begun = Instant::now();
+        let counts = boot(&kernel, &archive).with_context(|| format!("kernel {name}"))?;
+        println!("Linux {name}: {} passed, {} failed, {:.0} s", counts.0, counts.1, begun.elapsed().as_secs_f64());
+        passed += counts.0;
+        failed += counts.1;
+    }
+    Ok((passed, failed))
+}
+
+/// Boots a kernel and reads what its guest says.
+fn boot(kernel: &Path, archive: &Path) -> Result<(u32, u32)> {
+    let image = fs::read_dir(kernel.join("boot"))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .context("there is no vmlinuz in its boot directory")?;
+    let mut emulator = Command::new(EMULATOR)
+        .args(["-accel", "kvm", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048", "-no-reboot", "-nographic"])
+        .args(["-net", "none", "-monitor", "none", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(image)
+        .arg("-initrd")
+        .arg(archive)
+        .args(["-append", "console=ttyS0 panic=-1 quiet rdinit=/init"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .with_context(|| format!("cannot run {EMULATOR}; `cargo xtask setup --for kernels` unpacks it"))?;
+    let output = emulator.stdout.take().context("the output is piped")?;
+    let (tell, told) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if tell.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    let result = loop {
+        match told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if let Some(counts) = line.split_once(RESULT).map(|(_, counts)| counts.to_owned()) {
+                    break Some(counts);
+                }
+                if line.contains("FAILED") {
+                    println!("{}", line.trim_end());
+                }
+                seen.push(line);
+            }
+            Err(_) => break None,
+        }
+    };
+    if emulator.kill().is_err() {
+        eprintln!("kernels: the emulator had ended by itself");
+    }
+    emulator.wait()?;
+    if reader.join().is_err() {
+        bail!("reading the emulator's output failed");
+    }
+    let Some(counts) = result else {
+        bail!("the guest gave no result within {PATIENCE:?}; it said:\n{}", seen.join("\n"));
+    };
+    let numbers: Vec<u32> = counts.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [passed, failed] = numbers[..] else {
+        bail!("the guest's result is `{counts}`");
+    };
+    ensure!(passed > 0, "the guest ran nothing:{counts}\n{}", seen.join("\n"));
+    Ok((passed, failed))
+}
+
+/// An archive with this program as `/init`, and the libraries that it is linked with (cpio, "newc" format: the kernel's
+/// Documentation/driver-api/early-userspace/buffer-format.rst).
+fn initramfs() -> Result<Vec<u8>> {
+    let own = std::env::current_exe()?;
+    let mut files = vec![(PathBuf::from("init"), own.clone())];
+    // What the loader would load, and the loader itself.
+    let listing = Command::new("ldd").arg(&own).output().context("cannot run ldd")?;
+    for line in String::from_utf8_lossy(&listing.stdout).lines() {
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        if let Some(path) = path {
+            files.push((path.trim_start_matches('/').into(), path.into()));
+        }
+    }
+    let mut archive = Archive::default();
+    archive.add("dev", 0o040_755, &[], (0, 0));
+    // The kernel opens it for the first process.
+    archive.add("dev/console", 0o020_600, &[], (5, 1));
+    let mut directories = Vec::new();
+    for (name, path) in files {
+        for directory in name.ancestors().skip(1).filter(|directory| !directory.as_os_str().is_empty()) {
+            if !directories.contains(&directory.to_owned()) {
+                directories.push(directory.to_owned());
+            }
+        }
+        directories.sort();
+        let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.pending.push((name, content));
+    }
+    for directory in directories {
+        archive.add(&directory.to_string_lossy(), 0o040_755, &[], (0, 0));
+    }
+    for (name, content) in std::mem::take(&mut archive.pending) {
+        archive.add(&name.to_string_lossy(), 0o100_755, &content, (0, 0));
+    }
+    archive.add("TRAILER!!!", 0, &[], (0, 0));
+    Ok(archive.bytes)
+}
+
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+    pending: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8], device: (u32, u32)) {
+        self.entries += 1;
+        let fields =
+            [self.entries, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+        self.bytes.extend(b"070701");
+        fields.iter().for_each(|field| self.bytes.extend(format!("{field:08x}").bytes()));
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.align();
+        self.bytes.extend(content);
+        self.align();
+    }
+
+    fn align(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
