@@ -165,7 +165,9 @@ fn a_server_that_does_not_exist_is_told_and_ambiguous_names_are_listed() {
 #[test]
 fn tables_and_completions_are_printed() {
     let world = Setup::new("nat").check().up();
-    world.gateway.wait_server("server1", "up").unwrap_or_else(|error| panic!("{error}"));
+    for host in &world.lab.servers {
+        world.gateway.wait_server(&host.name, "up").unwrap_or_else(|error| panic!("{error}"));
+    }
     has(&world.gateway.ask(&["services"]), &["web", "nat", "4/4", "192.0.2.1:80/tcp"]);
     has(&world.gateway.ask(&["backends"]), &["web/server1", "10.77.101.2", "up", "25.0 %"]);
     has(&world.gateway.ask(&["status"]), &["client1: native XDP", "servers      4: 4 up"]);

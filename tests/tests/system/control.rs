@@ -167,6 +167,7 @@ fn metrics_are_served() {
     let mut world = world;
     world.gateway.stop(Signal::SIGTERM);
     world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+    world.gateway.wait_server("server1", "up").unwrap_or_else(|error| panic!("{error}"));
     world.requests(vip4(1).into(), 20);
     let gateway: IpAddr = world.lab.clients[0].gateway.ipv4.into();
     let target = SocketAddr::new(gateway, 9077);
