@@ -181,16 +181,20 @@ fn search_tier(ring: u64, hash: u64) -> u32 {
     // The helper takes the whole register, of which the compiler leaves the upper half as it is unless it must change the
     // lower. Backend numbers, and with them members, have 16 bits.
     let members = RingRef(ring).members() & u16::MAX as u32;
-    let mut search = Search { ring: RingRef(ring), start: hash::scale(hash, members), found: NO_BACKEND as u32 };
+    let block = RingRef(ring).block() as u64;
+    let mut search = Search((block << 32) | ((members as u64) << 16) | hash::scale(hash, members) as u64);
     // SAFETY: the callback has the helper's signature and gets the context that it expects.
     let result = unsafe { bpf_loop(members, search_step as *mut c_void, (&raw mut search).cast(), 0) };
-    if result < 0 { NO_BACKEND as u32 } else { search.found }
+    if result < 0 || search.0 & Search::FOUND == 0 { NO_BACKEND as u32 } else { search.0 as u16 as u32 }
 }
 
-struct Search {
-    ring: RingRef,
-    start: u32,
-    found: u32,
+/// Block of the ring (upper half), its members and the place to begin at (16 bits each); or what was found. One word,
+/// because kernels before 6.8 round the stack of each function up to 32 bytes, and there are many below each other here.
+struct Search(u64);
+
+impl Search {
+    /// The lowest bits are the number of a backend.
+    const FOUND: u64 = 1 << 63;
 }
 
 /// One step of [`search_tier`]; 1 ends it.
@@ -198,14 +202,15 @@ struct Search {
 extern "C" fn search_step(index: u64, search: *mut Search) -> u64 {
     // SAFETY: the context that `search_tier` gave, on its stack.
     let search = unsafe { &mut *search };
-    let members = search.ring.members();
-    let mut position = search.start + index as u32;
+    let word = search.0;
+    let members = (word >> 16) as u16 as u32;
+    let mut position = word as u16 as u32 + index as u32;
     if position >= members {
         position -= members;
     }
-    let id = number(search.ring.block() + SLOT_BLOCKS, position);
+    let id = number((word >> 32) as u32 + SLOT_BLOCKS, position);
     if has_room(id) {
-        search.found = id as u32;
+        search.0 = Search::FOUND | id as u64;
         return 1;
     }
     0

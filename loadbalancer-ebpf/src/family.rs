@@ -182,7 +182,8 @@ fn transport<A>(ctx: &XdpContext, packet: &mut Packet<A>) -> Option<()> {
 /// Whether the frame holds so many bytes from an offset on.
 #[inline(always)]
 fn holds(ctx: &XdpContext, from: usize, bytes: usize) -> bool {
-    frame::start(ctx) + from + bytes <= frame::end(ctx) || from + bytes <= frame::length(ctx)
+    let to = frame::bounded(from + bytes);
+    frame::start(ctx) + to <= frame::end(ctx) || to <= frame::length(ctx)
 }
 
 pub struct V4;

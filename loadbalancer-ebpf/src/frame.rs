@@ -52,6 +52,15 @@ pub fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     if pointer + size_of::<T>() > end { None } else { Some(pointer as *mut T) }
 }
 
+/// A number as it is, of which the verifier then knows that it has at most 17 bits: kernels before 6.13 forget what they
+/// know of a number when its bytes are swapped, and refuse to add it to a pointer.
+#[inline(always)]
+pub fn bounded(mut number: usize) -> usize {
+    // SAFETY: an arithmetic instruction.
+    unsafe { asm!("{0} &= 0x1ffff", inout(reg) number, options(pure, nomem, nostack)) };
+    number
+}
+
 #[inline(always)]
 pub fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
     // SAFETY: `at` has checked that the frame holds the value; every bit pattern of the types used is valid.

@@ -32,9 +32,23 @@ fn key_in_scratch<F: Family>(packet: &Packet<F::Addr>) -> Option<&'static Tuple<
     // SAFETY: this CPU's own memory. The key stays as it is until the program ends.
     let key = unsafe { &mut (*scratch).key };
     (key.src, key.dst, key.sport, key.dport) = (packet.src, packet.dst, packet.sport, packet.dport);
-    key.protocol = packet.protocol;
-    key.pad = [0; 3];
+    set_protocol(key, packet.protocol);
     Some(key)
+}
+
+/// Protocol and padding in one: the compiler would call a function to clear the padding, which takes stack.
+#[inline(always)]
+fn set_protocol<A>(key: &mut Tuple<A>, protocol: u8) {
+    const { assert!(core::mem::offset_of!(Tuple<A>, pad) == core::mem::offset_of!(Tuple<A>, protocol) + 1) };
+    // SAFETY: the protocol is followed by three bytes of padding, and aligned to four.
+    unsafe { *(&raw mut key.protocol).cast::<u32>() = protocol as u32 };
+}
+
+/// See [`Translation::reverse_key`]; written field by field, as there is little stack.
+#[inline(always)]
+fn reverse<A: Copy>(key: &mut Tuple<A>, of: &Translation<A>, protocol: u8) {
+    (key.src, key.dst, key.sport, key.dport) = (of.dst, of.src, of.dport, of.sport);
+    set_protocol(key, protocol);
 }
 
 #[inline(always)]
@@ -59,7 +73,7 @@ pub fn to_server<F: Family>(
     let found = match known {
         Some(found) => found,
         None => {
-            match start::<F>(ctx, packet, service_id, is_known).get() {
+            match start::<F>(ctx, packet, service_id, service, is_known).get() {
                 Ok(_) => {}
                 Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
             }
@@ -168,20 +182,37 @@ fn goes_on<A>(service: &Service, settings: &Settings, packet: &Packet<A>, transl
 ///
 /// The steps are exported functions: the verifier checks each once by itself, and their stacks do not add up.
 #[inline(always)]
-fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service_id: u16, is_known: bool) -> Choice {
+fn start<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    service: &Service,
+    is_known: bool,
+) -> Choice {
     if packet.is_tcp() && !packet.is_syn() {
         return Choice::refused(if is_known { Refusal::ServerGone } else { Refusal::UnknownFlow });
     }
-    let service = service_id as u32;
-    let choice = Choice::from_word(if F::V6 { nat_choose6(service) } else { nat_choose4(service) });
+    let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
+    let choice = if service.has(Service::CLIENT_AFFINITY) {
+        Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
+    } else {
+        admit::new_flow(service_id, hash, NO_BACKEND)
+    };
     let Ok(backend) = choice.get() else {
         return choice;
     };
-    let service_backend = service << 16 | backend as u32;
+    let service_backend = (service_id as u32) << 16 | backend as u32;
     let l3 = packet.l3 as u32;
     let opened = if F::V6 { nat_open6(ctx.ctx, service_backend, l3) } else { nat_open4(ctx.ctx, service_backend, l3) };
-    if opened != 0 {
-        return choice;
+    let mut attempt = 0;
+    while opened != 0 && attempt < PORT_ATTEMPTS {
+        let taken =
+            if F::V6 { nat_take_port6(service_backend, attempt) } else { nat_take_port4(service_backend, attempt) };
+        if taken != 0 {
+            maps::count_flow(backend);
+            return choice;
+        }
+        attempt += 1;
     }
     maps::release(backend);
     Choice::refused(Refusal::PortsExhausted)
@@ -190,24 +221,24 @@ fn start<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service_id: u16,
 /// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_choose4(service: u32) -> u32 {
-    choose::<V4>(service as u16).word()
+pub extern "C" fn nat_begin4(service: u32) -> u64 {
+    begin::<V4>(service as u16)
 }
 
 /// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_choose6(service: u32) -> u32 {
-    choose::<V6>(service as u16).word()
+pub extern "C" fn nat_begin6(service: u32) -> u64 {
+    begin::<V6>(service as u16)
 }
 
-/// Ends the old flow of the tuple, if there is one, and chooses a server for the new one.
+/// Ends the old flow of the tuple, if there is one, and gives the hash by which a server is chosen for the new one.
 #[inline(always)]
-fn choose<F: Family>(service_id: u16) -> Choice {
+fn begin<F: Family>(service_id: u16) -> u64 {
     let (Some(scratch), Some(settings), Some(service)) =
         (maps::scratch::<Opening<F::Addr>>(), maps::settings(), maps::service(service_id))
     else {
-        return Choice::refused(Refusal::Internal);
+        return 0;
     };
     // SAFETY: this CPU's own memory, in which the packet's tuple is.
     let opening = unsafe { &mut *scratch };
@@ -218,11 +249,9 @@ fn choose<F: Family>(service_id: u16) -> Choice {
     }
     let key = &opening.key;
     if service.has(Service::CLIENT_AFFINITY) {
-        let client = F::client_hash(settings.seed, key.src, service_id);
-        return Choice::from_word(dsr::affinity_client_server(client, service_id as u32, maps::now()));
+        return F::client_hash(settings.seed, key.src, service_id);
     }
-    let hash = F::hash(settings.seed, key.src, key.dst, key.sport, key.dport, key.protocol);
-    admit::new_flow(service_id, hash, NO_BACKEND)
+    F::hash(settings.seed, key.src, key.dst, key.sport, key.dport, key.protocol)
 }
 
 /// See [`start`].
@@ -242,13 +271,9 @@ pub extern "C" fn nat_open6(ctx: *mut xdp_md, service_backend: u32, l3: u32) -> 
 #[inline(always)]
 fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
     let (service_id, backend_id) = ((service_backend >> 16) as u16, service_backend as u16);
-    let (Some(scratch), Some(settings), Some(service), Some(backend), Some(hop)) = (
-        maps::scratch::<Opening<F::Addr>>(),
-        maps::settings(),
-        maps::service(service_id),
-        maps::backend(backend_id),
-        parse::last_hop(ctx, l3),
-    ) else {
+    let (Some(scratch), Some(backend), Some(hop)) =
+        (maps::scratch::<Opening<F::Addr>>(), maps::backend(backend_id), parse::last_hop(ctx, l3))
+    else {
         return false;
     };
     // SAFETY: this CPU's own memory, in which the packet's tuple is.
@@ -256,16 +281,7 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
     fill::<F>(opening, backend, maps::now(), &hop);
     (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
     (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
-    let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
-        let port = port(settings, service, backend_id, attempt);
-        if (if F::V6 { nat_try_port6(port) } else { nat_try_port4(port) }) != 0 {
-            maps::count_flow(backend_id);
-            return true;
-        }
-        attempt += 1;
-    }
-    false
+    true
 }
 
 /// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
@@ -318,26 +334,29 @@ struct Opening<A> {
 /// what owns it. Exported so that the verifier does not walk it once per attempt.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_try_port4(port: u32) -> u32 {
-    try_port::<V4>(port as u16) as u32
+pub extern "C" fn nat_take_port4(service_backend: u32, attempt: u32) -> u32 {
+    take_port::<V4>(service_backend, attempt) as u32
 }
 
-/// See [`nat_try_port4`].
+/// See [`nat_take_port4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_try_port6(port: u32) -> u32 {
-    try_port::<V6>(port as u16) as u32
+pub extern "C" fn nat_take_port6(service_backend: u32, attempt: u32) -> u32 {
+    take_port::<V6>(service_backend, attempt) as u32
 }
 
 #[inline(always)]
-fn try_port<F: Family>(port: u16) -> bool {
-    let (Some(scratch), Some(settings)) = (maps::scratch::<Opening<F::Addr>>(), maps::settings()) else {
+fn take_port<F: Family>(service_backend: u32, attempt: u32) -> bool {
+    let (Some(scratch), Some(settings), Some(service)) =
+        (maps::scratch::<Opening<F::Addr>>(), maps::settings(), maps::service((service_backend >> 16) as u16))
+    else {
         return false;
     };
+    let port = port(settings, service, service_backend as u16, attempt) as u16;
     // SAFETY: this CPU's own memory, which `open` has filled.
     let opening = unsafe { &mut *scratch };
     opening.forward.sport = Be16::new(port);
-    opening.reply_key = opening.forward.reverse_key(opening.key.protocol);
+    reverse(&mut opening.reply_key, &opening.forward, opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
     if !owned && reclaim::<F>(settings, opening) {
         owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
@@ -354,7 +373,7 @@ fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>) -> bo
     let now = opening.forward.time;
     // SAFETY: conntrack values live until a grace period after their removal.
     let reply = unsafe { &*reply };
-    opening.old_key = reply.reverse_key(opening.reply_key.protocol);
+    reverse(&mut opening.old_key, reply, opening.reply_key.protocol);
     if let Some(forward) = F::translation(&opening.old_key) {
         // SAFETY: as above.
         let forward = unsafe { &*forward };
@@ -375,7 +394,7 @@ fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>) -> bo
 /// Removes both entries of the flow with the old key.
 #[inline(always)]
 fn close<F: Family>(opening: &mut Opening<F::Addr>, forward: &Translation<F::Addr>) {
-    opening.old_reply_key = forward.reverse_key(opening.old_key.protocol);
+    reverse(&mut opening.old_reply_key, forward, opening.old_key.protocol);
     let (backend, was_active) = (forward.backend, state::is_active(forward.state as u8));
     F::remove_translation(&opening.old_reply_key);
     F::remove_translation(&opening.old_key);
