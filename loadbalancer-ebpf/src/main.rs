@@ -39,7 +39,7 @@ use verdict::Verdict;
 
 #[xdp(frags)]
 pub fn loadbalancer(ctx: XdpContext) -> u32 {
-    done(match parse::link(&ctx) {
+    let verdict = match parse::link(&ctx) {
         Some((ethertype::IPV4, l3)) => ipv4(&ctx, l3),
         Some((ethertype::IPV6, _)) => {
             maps::tail_call(&ctx, program::IPV6);
@@ -47,7 +47,8 @@ pub fn loadbalancer(ctx: XdpContext) -> u32 {
         }
         Some(_) => Verdict::pass(Outcome::NotIp),
         None => Verdict::pass(Outcome::Malformed),
-    })
+    };
+    done(&ctx, verdict)
 }
 
 #[inline(always)]
@@ -65,13 +66,24 @@ fn ipv4(ctx: &XdpContext, l3: usize) -> Verdict {
 /// one is missing, its frames are left to the kernel.
 #[xdp(frags)]
 pub fn ipv6(ctx: XdpContext) -> u32 {
-    done(with_packet::<V6>(&ctx, pipeline::<V6>))
+    done(&ctx, with_packet::<V6>(&ctx, pipeline::<V6>))
 }
 
 /// Counts the frame: the one place where that happens.
 #[inline(always)]
-fn done(verdict: Verdict) -> u32 {
+fn done(ctx: &XdpContext, verdict: Verdict) -> u32 {
     maps::count(verdict.service(), verdict.outcome());
+    #[cfg(feature = "debug-log")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "interface {} service {} outcome {} action {}",
+        ctx.ingress_ifindex() as u32,
+        verdict.service(),
+        verdict.outcome(),
+        verdict.action()
+    );
+    #[cfg(not(feature = "debug-log"))]
+    let _ = ctx;
     verdict.action()
 }
 
@@ -97,12 +109,12 @@ fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
 /// What is not a plain TCP or UDP packet: ICMP and later fragments.
 #[xdp(frags)]
 pub fn special4(ctx: XdpContext) -> u32 {
-    done(with_packet::<V4>(&ctx, special::<V4>))
+    done(&ctx, with_packet::<V4>(&ctx, special::<V4>))
 }
 
 #[xdp(frags)]
 pub fn special6(ctx: XdpContext) -> u32 {
-    done(with_packet::<V6>(&ctx, special::<V6>))
+    done(&ctx, with_packet::<V6>(&ctx, special::<V6>))
 }
 
 #[inline(always)]

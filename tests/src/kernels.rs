@@ -42,7 +42,10 @@ pub fn main() -> ExitCode {
 /// The first process of the booted kernel.
 fn guest() -> ! {
     // One that cannot load the programs needs not say so for each case.
-    let result = prepare().and_then(|()| Ok(drop(World::new()?))).map(|()| runner::run(""));
+    let result = prepare().and_then(|()| World::new()).map(|world| {
+        drop(world);
+        runner::run("")
+    });
     match result {
         Ok((passed, failed)) => println!("{RESULT} {passed} passed {failed} failed"),
         Err(error) => println!("{RESULT} 0 passed 1 failed: {error:#}"),

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use aya_log::EbpfLogger;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -43,7 +45,11 @@ pub async fn run(path: &Path) -> Result<()> {
         None => None,
     };
     mount_bpf_fs(&config.gateway.pin_directory)?;
-    let kernel = load(&config)?;
+    let mut kernel = load(&config)?;
+    if let Some(packet_log) = kernel.packet_log() {
+        tracing::warn!("this build logs every packet at level `debug`, which costs speed: RUST_LOG=debug shows it");
+        tokio::spawn(follow(packet_log));
+    }
     let adopted = kernel.adopted;
     let reconciler = Reconciler::new(kernel)?;
     let seed = seed(&config, &reconciler)?;
@@ -161,6 +167,18 @@ fn load(config: &Config) -> Result<Kernel> {
             Ok(Kernel::load(config.limits, Some(root))?)
         }
         result => Ok(result?),
+    }
+}
+
+/// Passes on what the packet path logs.
+async fn follow(packet_log: EbpfLogger<&'static dyn log::Log>) {
+    // SAFETY: the log owns its descriptor, gives the same one whenever asked, and lives in what is registered.
+    let Ok(mut packet_log) = (unsafe { AsyncFd::register(packet_log) }) else {
+        return;
+    };
+    while let Ok(mut ready) = packet_log.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
     }
 }
 

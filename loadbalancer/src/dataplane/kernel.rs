@@ -10,6 +10,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{Xdp, loaded_programs};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_log::EbpfLogger;
 use bytemuck::Pod;
 use loadbalancer_common::LAYOUT_VERSION;
 use loadbalancer_common::affinity::{BUCKET_ENTRIES, Bucket};
@@ -233,6 +234,12 @@ impl Kernel {
     /// The loaded program, for test runs.
     pub fn program(&mut self) -> Result<&mut Xdp, KernelError> {
         program(&mut self.ebpf, PROGRAM)
+    }
+
+    /// The packet path's log, if it was built with one (`cargo xtask build --debug-log`). Its maps are of this load, so
+    /// that of an earlier controller's programs is not seen.
+    pub fn packet_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
+        EbpfLogger::init(&mut self.ebpf).ok()
     }
 
     /// Attaches the program to an interface, or replaces the one that an earlier controller left there, without a gap.
