@@ -26,6 +26,11 @@ use crate::health::{CheckKind, CheckSpec, HttpCheck, SpecError, Thresholds};
 const MAX_INTERFACE: usize = 15;
 /// Longest path of a Unix socket (`sun_path` without the final zero).
 const MAX_SOCKET: usize = 107;
+/// Bounds of what `[limits]` takes.
+pub(super) const MOST_SERVICES: u32 = 4_096;
+/// Numbers of servers have 16 bits; zero is none, and the count with it is to fit as well.
+pub(super) const MOST_BACKENDS: u32 = 65_534;
+pub(super) const MOST_RINGS: u32 = 4_096;
 /// Fewer source ports than this per address and server run out at once.
 const MIN_NAT_PORTS: u16 = 64;
 pub(super) const DEFAULT_NAT_PORTS: RangeInclusive<u16> = 10_000..=32_767;
@@ -170,10 +175,17 @@ fn interface_name(section: &Section<'_, '_>, name: At<&str>) -> Option<At<String
 
 fn limits(section: Section<'_, '_>, places: &mut Places) -> Sizes {
     let mut sizes = Sizes::default();
-    places.limits = section.span.clone();
-    set(&mut sizes.services, section.number("services", 1..=4_096));
-    set(&mut sizes.backends, section.number("backends", 1..=65_534));
-    set(&mut sizes.rings, section.number("rings", 2..=4_096));
+    for (key, field, least, most) in [
+        ("services", &mut sizes.services, 1, MOST_SERVICES),
+        ("backends", &mut sizes.backends, 1, MOST_BACKENDS),
+        ("rings", &mut sizes.rings, 2, MOST_RINGS),
+    ] {
+        let size = section.number(key, least..=i64::from(most));
+        if let Some(size) = &size {
+            places.limits.insert(key, size.span.clone());
+        }
+        set(field, size);
+    }
     set(&mut sizes.flows, section.number("flows", 1_000..=64_000_000));
     set(&mut sizes.nat_flows, section.number("nat_flows", 1_000..=16_000_000));
     sizes.vips = sizes.vips.max(sizes.services * 4);
@@ -294,13 +306,16 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
                     service.listen.push(parsed);
                     place.listens.push(text.span);
                 }
-                Err((message, help)) => section.error(text.span, message, help),
+                Err((message, help)) => {
+                    place.wrong_listens = true;
+                    section.error(text.span, message, help);
+                }
             }
         }
     }
     let modes = Mode::ALL.map(|mode| (mode.label(), mode));
     let mode = section.choice("mode", &modes);
-    place.mode = mode.as_ref().map_or(place.service.clone(), |mode| mode.span.clone());
+    place.wrong_mode = mode.is_none() && section.has("mode");
     set(&mut service.mode, mode);
     set(&mut service.affinity, section.choice("affinity", &[("flow", Affinity::Flow), ("client", Affinity::Client)]));
     set(&mut service.refuse, section.choice("refuse", &[("reset", Refuse::Reset), ("drop", Refuse::Drop)]));
@@ -310,9 +325,7 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
     );
     nat_keys(&section, &mut service, &mut place);
     if let Some(port) = section.number::<u16>("gue_port", 1..=65_535) {
-        if service.mode != Mode::DsrGue {
-            useless(&section, "gue_port", service.mode, "dsr-gue");
-        }
+        useless(&section, "gue_port", &service, &place, Mode::DsrGue);
         service.gue_port = port.value;
     }
     if let Some(check) = section.section("check", "[service.check]") {
@@ -321,9 +334,10 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
     }
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();
-        if let Some((parsed, place_of)) = self::server(server) {
+        if let Some((parsed, address, name)) = self::server(server) {
             service.servers.push(parsed);
-            place.servers.push(place_of);
+            place.servers.push(address);
+            place.server_names.push(name);
         } else {
             place.broken_servers.push(span);
         }
@@ -332,16 +346,17 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
     (service, place)
 }
 
-fn useless(section: &Section<'_, '_>, key: &str, mode: Mode, used_by: &str) {
-    let help = format!("remove it, or set mode = \"{used_by}\"");
-    section.error(section.key_span(key), format!("`{key}` means nothing in mode {}", mode.label()), help);
+/// A key that another mode uses.
+fn useless(section: &Section<'_, '_>, key: &str, service: &Service, place: &ServicePlaces, used_by: Mode) {
+    if service.mode != used_by && !place.wrong_mode {
+        let help = format!("remove it, or set mode = \"{}\"", used_by.label());
+        section.error(section.key_span(key), format!("`{key}` means nothing in mode {}", service.mode.label()), help);
+    }
 }
 
 fn nat_keys(section: &Section<'_, '_>, service: &mut Service, place: &mut ServicePlaces) {
     if let Some(sources) = section.strings("nat_source", "10.0.0.1") {
-        if service.mode != Mode::Nat {
-            useless(section, "nat_source", service.mode, "nat");
-        }
+        useless(section, "nat_source", service, place, Mode::Nat);
         for text in sources.value {
             match text.value.parse::<IpAddr>() {
                 Ok(addr) if is_usable(addr) => {
@@ -369,8 +384,8 @@ fn nat_keys(section: &Section<'_, '_>, service: &mut Service, place: &mut Servic
             _ => Err("it is to be at least 64 ports within 1024-65535"),
         }
     });
-    if ports.is_some() && service.mode != Mode::Nat {
-        useless(section, "nat_ports", service.mode, "nat");
+    if ports.is_some() {
+        useless(section, "nat_ports", service, place, Mode::Nat);
     }
     set(&mut service.nat_ports, ports);
 }
@@ -426,7 +441,7 @@ fn check(section: Section<'_, '_>) -> Option<Check> {
     let method = section.string("method", "GET");
     let path = section.string("path", "/health");
     let host = section.string("host", "www.example");
-    let expect = section.elements("expect", "expect = [200, \"300-399\"]");
+    let expect = section.texts("expect", "expect = [200, \"300-399\"]");
     if kind.is_some_and(|kind| kind != Kind::Http) {
         for key in ["method", "path", "host", "expect"] {
             if section.has(key) {
@@ -450,7 +465,7 @@ fn check(section: Section<'_, '_>) -> Option<Check> {
         Some(Kind::Http) => {
             let usual = || vec![(200..=399, section.span.clone())];
             let ranges = expect.map_or_else(usual, |expect| {
-                let told_wrong = !expect.value.is_empty();
+                let told_wrong = !section.is_empty_list("expect");
                 let ranges = statuses(&section, expect);
                 // What is wrong with them was told; that none is left needs not be.
                 if ranges.is_empty() && told_wrong { usual() } else { ranges }
@@ -489,14 +504,10 @@ fn check(section: Section<'_, '_>) -> Option<Check> {
     Some(Check { kind: kind?, port, interval, timeout, thresholds })
 }
 
-fn statuses(section: &Section<'_, '_>, expect: At<Vec<Element<'_, '_>>>) -> Vec<(RangeInclusive<u16>, Span)> {
+fn statuses(section: &Section<'_, '_>, expect: At<Vec<At<String>>>) -> Vec<(RangeInclusive<u16>, Span)> {
     let mut ranges = Vec::new();
-    for element in expect.value {
-        let Element::Text(text) = element else {
-            section.error(expect.span.clone(), "a table is no status", "write expect = [200, \"300-399\"]");
-            continue;
-        };
-        let (first, last) = text.value.split_once('-').unwrap_or((text.value, text.value));
+    for text in expect.value {
+        let (first, last) = text.value.split_once('-').unwrap_or((&text.value, &text.value));
         match (first.trim().parse(), last.trim().parse()) {
             (Ok(first), Ok(last)) => ranges.push((first..=last, text.span)),
             _ => {
@@ -508,11 +519,14 @@ fn statuses(section: &Section<'_, '_>, expect: At<Vec<Element<'_, '_>>>) -> Vec<
     ranges
 }
 
-fn server(section: Section<'_, '_>) -> Option<(Server, Span)> {
+/// With the places of its address and of its name.
+fn server(section: Section<'_, '_>) -> Option<(Server, Span, Span)> {
     let example = "address = \"10.0.0.11:8080\"";
     let address = section.required("address", example, section.string("address", "10.0.0.11:8080"));
     let parsed = address.as_ref().and_then(|text| {
         let parsed = match text.value.parse::<SocketAddr>() {
+            // A scope is for link-local addresses only, and would be lost.
+            Ok(_) if text.value.contains('%') => None,
             Ok(address) if address.port() != 0 => Some((address.ip(), Some(address.port()))),
             Ok(_) => None,
             Err(_) => text.value.parse::<IpAddr>().ok().map(|addr| (addr, None)),
@@ -552,6 +566,6 @@ fn server(section: Section<'_, '_>) -> Option<(Server, Span)> {
         Some(port) => SocketAddr::new(addr, port).to_string(),
         None => addr.to_string(),
     };
-    let name = name.map_or(default_name, |name| name.value.to_owned());
-    Some((Server { name, addr, port, weight, tier, high_water }, span))
+    let (name, name_span) = name.map_or((default_name, span.clone()), |name| (name.value.to_owned(), name.span));
+    Some((Server { name, addr, port, weight, tier, high_water }, span, name_span))
 }

@@ -23,19 +23,34 @@ fn errors(text: &str) -> Vec<ConfigError> {
     }
 }
 
-/// Text, the text at fault, a part of the message, a part of the mend.
-fn refused(cases: &[(&str, &str, &str, &str)]) {
-    for (text, fault, message, help) in cases {
-        let errors = errors(text);
-        let [error] = errors.as_slice() else {
-            panic!("{text}\nhas {} errors:\n{}", errors.len(), ConfigErrors(errors));
-        };
-        assert!(error.message.contains(message), "`{message}` is not in\n{error}\nof\n{text}");
-        assert!(error.help.contains(help), "`{help}` is not in\n{error}\nof\n{text}");
-        let line = text.lines().nth(error.line - 1).unwrap_or_default();
-        let marked: String = line.chars().skip(error.column - 1).collect();
-        assert!(marked.starts_with(fault), "`{marked}` is marked instead of `{fault}` in\n{error}");
+/// A case of `refused.txt`: `-` and the `+` after it replace text in a plain configuration, `gateway+`, `service+` and
+/// `server+` add to the end of that section, and the rest is what is printed.
+fn refused_case(case: &str) -> (String, &str) {
+    let (mut gateway, mut service, mut server) = (String::new(), String::new(), String::new());
+    let mut replacements: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
+    let mut expected = case;
+    while let Some((line, rest)) = expected.split_once('\n') {
+        let (sign, text) = line.split_once(' ').unwrap_or((line, ""));
+        match (sign, replacements.last_mut()) {
+            ("gateway+", _) => gateway.extend([text, "\n"]),
+            ("service+", _) => service.extend([text, "\n"]),
+            ("server+", _) => server.extend([text, "\n"]),
+            ("-", Some((old, new))) if new.is_empty() => old.push(text),
+            ("-", _) => replacements.push((vec![text], Vec::new())),
+            ("+", Some((_, new))) => new.push(text),
+            _ => break,
+        }
+        expected = rest;
     }
+    let mut text = format!(
+        "{GATEWAY}{gateway}[[service]]\nname = \"web\"\nlisten = [\"192.0.2.1:80\"]\n{service}[[service.server]]\naddress = \"10.0.0.1\"\n{server}"
+    );
+    for (old, new) in replacements {
+        let old = old.join("\n");
+        assert!(text.contains(&old), "`{old}` is not in\n{text}");
+        text = text.replacen(&old, &new.join("\n"), 1);
+    }
+    (text, expected.trim_end())
 }
 
 #[test]
@@ -52,6 +67,8 @@ fn examples_are_right_and_the_full_one_has_the_defaults() {
             assert_eq!(config.limits, Sizes::default());
             assert_eq!(config.timeouts, Timeouts::default());
             assert_eq!(config.admin, Admin::default());
+            let metrics = Config::parse("minimal", &format!("{GATEWAY}[metrics]\n")).expect("it is right").metrics;
+            assert_eq!((config.metrics, minimal.metrics), (metrics, None));
             let [full] = &config.services[..] else { panic!("one service") };
             let [plain] = &minimal.services[..] else { panic!("one service") };
             let renamed = Service { listen: full.listen.clone(), servers: full.servers.clone(), ..plain.clone() };
@@ -66,14 +83,19 @@ fn examples_are_right_and_the_full_one_has_the_defaults() {
 }
 
 #[test]
-fn an_error_is_shown_with_its_line() {
-    let text = service("mode = \"dsr-12\"");
-    let errors = Config::parse("lb.toml", &text).expect_err("the mode is wrong");
-    assert_eq!(
-        errors.to_string(),
-        "error: `dsr-12` is no value for `mode`\n --> lb.toml:6:8\n6 | mode = \"dsr-12\"\n  |        ^^^^^^^^\n  = help: choose one \
-         of \"nat\", \"dnat\", \"dsr-l2\", \"dsr-ipip\", \"dsr-gue\""
-    );
+fn keys_without_default_are_right_in_the_full_example() {
+    let mut shown = 0;
+    let mut text = String::new();
+    for line in include_str!("../../examples/full.toml").lines() {
+        let key = line.strip_prefix("# ").filter(|line| {
+            line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        });
+        shown += usize::from(key.is_some());
+        text.extend([key.unwrap_or(line), "\n"]);
+    }
+    assert_eq!(shown, 8, "{text}");
+    let told: Vec<String> = errors(&text).into_iter().map(|error| error.message).collect();
+    assert_eq!(told, ["`gue_port` means nothing in mode nat"]);
 }
 
 #[test]
@@ -85,7 +107,7 @@ fn all_errors_are_told_at_once_in_order() {
         [
             "`stay` is no value for `on_stop`",
             "[[service]] has no `name`",
-            "service  has no servers",
+            "a service without a name has no servers",
             "`x` is no address to listen on",
             "unknown key `mod` in [[service]]"
         ]
@@ -103,224 +125,88 @@ fn a_file_that_cannot_be_read_is_told() {
 }
 
 #[test]
-fn wrong_keys_and_values_are_told() {
-    refused(&[
-        ("[gateway\n", "", "unclosed table", "toml.io"),
-        ("[[service]]\nname = \"a\"\nname = \"b\"\n", "name = \"b\"", "duplicate key", "toml.io"),
-        ("", "", "the configuration has no `gateway`", "interfaces = [\"eth0\"]"),
-        ("[gateway]\n", "gateway", "[gateway] has no `interfaces`", "add interfaces"),
-        ("[gateway]\ninterfaces = []\n", "[]", "`interfaces` is empty", "name one at least"),
-        (
-            "[gateway]\ninterfaces = [7.5]\n",
-            "7.5",
-            "`interfaces` is to be a string or a table, not float",
-            "interfaces",
-        ),
-        ("[gateway]\ninterfaces = [\"eth0\", \"eth0\"]\n", "\"eth0\"]", "named twice, first in line 2", "remove one"),
-        ("[gateway]\ninterfaces = [\"eth/0\"]\n", "\"eth/0\"", "no name of an interface", "`ip link` shows"),
-        (
-            "[gateway]\ninterfaces = [{ name = \"eth0\", xdp = \"fast\" }]\n",
-            "\"fast\"",
-            "no value for `xdp`",
-            "\"native\"",
-        ),
-        ("[gateway]\ninterfaces = [{ xdp = \"native\" }]\n", "{", "`interfaces` has no `name`", "name = \"eth0\""),
-        (
-            "[gateway]\ninterface = \"eth0\"\ninterfaces = [\"eth0\"]\n",
-            "interface",
-            "unknown key",
-            "did you mean `interfaces`?",
-        ),
-        (
-            "[gateway]\ninterfaces = [\"eth0\"]\npin_directory = \"/tmp\"\n",
-            "\"/tmp\"",
-            "cannot hold pins",
-            "/sys/fs/bpf",
-        ),
-        ("[gateway]\ninterfaces = [\"eth0\"]\nhash_seed = 0\n", "0", "`hash_seed` is out of range", "from 1 to"),
-        (
-            "[gateway]\ninterfaces = [\"eth0\"]\n[limit]\nflows = 1\n",
-            "limit",
-            "unknown key `limit`",
-            "did you mean `limits`?",
-        ),
-        ("[gateway]\ninterfaces = [\"eth0\"]\n[limits]\nflows = 1\n", "1", "`flows` is out of range", "from 1000 to"),
-        (
-            "[gateway]\ninterfaces = [\"eth0\"]\n[limits]\nflows = \"many\"\n",
-            "\"many\"",
-            "a whole number, not string",
-            "flows =",
-        ),
-        ("[gateway]\ninterfaces = [\"eth0\"]\n[timeouts]\nudp = \"5\"\n", "\"5\"", "no time", "\"30s\""),
-        ("[gateway]\ninterfaces = [\"eth0\"]\n[timeouts]\nudp = \"9h\"\n", "\"9h\"", "out of range", "13 bits"),
-        (
-            "[gateway]\ninterfaces = [\"eth0\"]\n[admin]\nsocket = \"lb.sock\"\n",
-            "\"lb.sock\"",
-            "cannot be a socket",
-            "absolute",
-        ),
-        ("[gateway]\ninterfaces = [\"eth0\"]\n[admin]\nmode = \"0999\"\n", "\"0999\"", "no permission bits", "0600"),
-        (
-            "[gateway]\ninterfaces = [\"eth0\"]\n[metrics]\nlisten = \"9077\"\n",
-            "\"9077\"",
-            "no address with a port",
-            "127.0.0.1",
-        ),
-    ]);
+fn what_is_refused_is_told_with_place_and_mend() {
+    let mut cases = 0;
+    // The first part is empty; what follows the mark on its line is a heading.
+    for case in include_str!("refused.txt").split("====").skip(1) {
+        let (_, case) = case.split_once('\n').expect("a case follows its mark");
+        let (text, expected) = refused_case(case);
+        match Config::parse("test.toml", &text) {
+            Ok(config) => panic!("{text}\nwas taken as {config:#?}"),
+            Err(errors) => assert_eq!(errors.to_string(), expected, "of\n{text}"),
+        }
+        cases += 1;
+    }
+    assert!(cases > 80, "only {cases} cases were found");
 }
 
 #[test]
-fn wrong_services_are_told() {
-    let cases = [
-        ("name = \"a b\"", "", "", ""),
-        ("gue_port = 6080", "gue_port", "means nothing in mode nat", "mode = \"dsr-gue\""),
-        ("nat_ports = \"80-90\"", "\"80-90\"", "at least 64 ports within 1024-65535", "10000-32767"),
-        ("nat_source = \"10.0.0.1.1\"", "\"10.0.0.1.1\"", "no address of a host", "an address of the gateway"),
-        ("nat_source = [\"10.9.0.1\", \"10.9.0.2\"]", "\"10.9.0.2\"", "second source of the same family", "per family"),
-        ("nat_source = \"192.0.2.1\"", "\"192.0.2.1\"", "is the virtual address of line 5", "another address"),
-        ("check = { type = \"ping\" }", "\"ping\"", "no value for `type`", "\"tcp\""),
-        ("check = { interval = \"1s\" }", "check", "has no `type`", "type = \"tcp\""),
-        ("check = { type = \"tcp\", path = \"/\" }", "path", "for HTTP checks only", "type = \"http\""),
-        ("check = { type = \"http\", path = \"x\" }", "\"x\"", "not the path of an HTTP check", "starting with /"),
-        (
-            "check = { type = \"http\", expect = [\"200-99\"] }",
-            "\"200-99\"",
-            "not a range of final HTTP statuses",
-            "200-599",
-        ),
-        ("check = { type = \"http\", expect = \"ok\" }", "\"ok\"", "no HTTP status", "300-399"),
-        ("check = { type = \"tcp\", interval = \"1ms\" }", "\"1ms\"", "out of range", "10ms to 1h"),
-        ("check = { type = \"tcp\", rise = 0 }", "0", "`rise` is out of range", "from 1"),
-        ("check = { type = \"tcp\", port = 70000 }", "70000", "`port` is out of range", "65535"),
-        ("affinity = \"ip\"", "\"ip\"", "no value for `affinity`", "\"client\""),
-        ("on_server_down = 1", "1", "is to be a string, not integer", "on_server_down = \"keep\""),
-    ];
-    for (line, fault, message, help) in &cases[1..] {
-        refused(&[(service(line).as_str(), fault, message, help)]);
-    }
-    for (listen, message, help) in [
-        ("192.0.2.1", "no address to listen on", "ADDRESS:PORT"),
-        ("192.0.2.1:0", "no address to listen on", "ADDRESS:PORT"),
-        ("2001:db8::1:80", "no address to listen on", "[2001:db8::1]"),
-        ("192.0.2.1:80/icmp", "no protocol of a service", "tcp or udp"),
-        ("127.0.0.1:80", "127.0.0.1 cannot be a virtual address", "unicast"),
-        ("224.0.0.1:80", "cannot be a virtual address", "unicast"),
-        ("0.0.0.0:80", "cannot be a virtual address", "unicast"),
-        ("[fe80::1]:80", "cannot be a virtual address", "unicast"),
-    ] {
-        let text = format!(
-            "{GATEWAY}[[service]]\nname = \"web\"\nlisten = [\"{listen}\"]\n[[service.server]]\naddress = \"10.0.0.1\"\n"
-        );
-        refused(&[(&text, &format!("\"{listen}\""), message, help)]);
-    }
-    for (address, message, help) in [
-        ("10.0.0", "`10.0.0` is no address", "10.0.0.11:8080"),
-        ("10.0.0.1:0", "is no address", "without a port"),
-        ("127.0.0.1", "127.0.0.1 cannot be a server", "as the gateway reaches it"),
-        ("192.0.2.1", "has the virtual address of line 5", "the server's own address"),
-    ] {
-        let text = format!(
-            "{GATEWAY}[[service]]\nname = \"web\"\nlisten = [\"192.0.2.1:80\"]\n[[service.server]]\naddress = \"{address}\"\n"
-        );
-        refused(&[(&text, &format!("\"{address}\""), message, help)]);
-    }
-    refused(&[
-        (&service("").replace("\"web\"", "\"a b\""), "\"a b\"", "no name of a service", "letters"),
-        (
-            &service("").replace("address = \"10.0.0.1\"", "name = \"x\""),
-            "[[service.server]]",
-            "has no `address`",
-            "add address",
-        ),
-        (&format!("{}weight = 1001\n", service("")), "1001", "`weight` is out of range", "from 0 to 1000"),
-        (&format!("{}tier = 4\n", service("")), "4", "`tier` is out of range", "from 0 to 3"),
-        (&format!("{}high_water = 0\n", service("")), "0", "`high_water` is out of range", "from 1"),
-        (&format!("{}wieght = 2\n", service("")), "wieght", "unknown key", "did you mean `weight`?"),
-    ]);
-}
-
-#[test]
-fn what_clashes_is_told_with_both_places() {
-    let one = service("");
-    let other = |name: &str, listen: &str, server: &str| {
-        format!("[[service]]\nname = \"{name}\"\nlisten = [\"{listen}\"]\n[[service.server]]\naddress = \"{server}\"\n")
+fn what_only_looks_wrong_is_taken() {
+    let other = |listen: &str| {
+        format!("[[service]]\nname = \"two\"\nlisten = \"{listen}\"\n[[service.server]]\naddress = \"10.0.0.2\"\n")
     };
-    let dnat = service("mode = \"dnat\"");
-    refused(&[
+    let one = service("");
+    for (reason, text) in [
+        ("without services everything passes", GATEWAY.to_owned()),
+        ("an exact port goes before any port", format!("{one}{}", other("192.0.2.1:*"))),
+        ("protocols are apart", format!("{one}{}", other("192.0.2.1:80/udp"))),
+        ("a service may be drained", format!("{one}weight = 0\n")),
+        ("tiers may have gaps", format!("{one}[[service.server]]\naddress = \"10.0.0.2\"\ntier = 2\n")),
         (
-            &format!("{one}{}", other("web", "192.0.2.2:80", "10.0.0.2")),
-            "\"web\"",
-            "there is a service web already, in line 4",
-            "a name of its own",
+            "a check may outlast its interval",
+            service("check = { type = \"tcp\", interval = \"1s\", timeout = \"5s\" }"),
         ),
+        ("nothing is checked", service("check = { type = \"none\" }").replace(":80", ":*")),
+        ("a check has its own port", service("check = { type = \"tcp\", port = 22 }").replace(":80", ":53/udp")),
+        ("statuses may be numbers", service("check = { type = \"http\", expect = [0o310, \"300-399\"] }")),
+        ("dsr-l2 needs the server's link only", service("mode = \"dsr-l2\"").replace("10.0.0.1", "fd00::1")),
+        ("tunnels mix families", service("mode = \"dsr-gue\"").replace("10.0.0.1", "fd00::1")),
+        ("nat tells replies by its own port", service("").replace(":80\"", ":80\", \"192.0.2.2:80\"")),
         (
-            &format!("{one}{}", other("two", "192.0.2.1:80/tcp", "10.0.0.2")),
-            "\"192.0.2.1:80/tcp\"",
-            "192.0.2.1:80/tcp is taken already, by service web in line 5",
-            "another port or address",
+            "dnat tells replies by the server's port",
+            service("mode = \"dnat\"").replace(":80\"", ":80\", \"192.0.2.2:81\""),
         ),
-        (
-            &format!("{one}[[service.server]]\nname = \"again\"\naddress = \"10.0.0.1\"\n"),
-            "\"10.0.0.1\"",
-            "is a server of this service already, in line 8",
-            "a larger weight",
-        ),
-        (
-            &format!("{one}[[service.server]]\nname = \"10.0.0.1\"\naddress = \"10.0.0.2\"\n"),
-            "\"10.0.0.2\"",
-            "there is a server 10.0.0.1 in this service already, in line 8",
-            "a name of its own",
-        ),
-        (
-            &format!("{one}[[service.server]]\naddress = \"fd00::1\"\n"),
-            "\"fd00::1\"",
-            "server fd00::1 has IPv6, on which service web does not listen",
-            "nat keeps a packet's family",
-        ),
-        (
-            &one.replace("\"192.0.2.1:80\"", "\"192.0.2.1:80\", \"[2001:db8::1]:80\""),
-            "\"[2001:db8::1]:80\"",
-            "service web listens on IPv6, but no server has it",
-            "add a server with an IPv6 address",
-        ),
-        (
-            &service("mode = \"dsr-ipip\"").replace("10.0.0.1", "10.0.0.1:8080"),
-            "\"10.0.0.1:8080\"",
-            "has a port, but dsr-ipip does not rewrite packets",
-            "remove the port",
-        ),
-        (
-            &service("check = { type = \"tcp\" }").replace("192.0.2.1:80", "192.0.2.1:*"),
-            "check",
-            "has no port to ask",
-            "add `port`",
-        ),
-        (
-            &format!("{dnat}{}", other("two", "192.0.2.2:80", "10.0.0.1").replace("listen", "mode = \"dnat\"\nlisten")),
-            "\"10.0.0.1\"",
-            "server 10.0.0.1 stands behind 192.0.2.2:80/tcp and behind 192.0.2.1:80/tcp of service web (line 8)",
-            "or use nat",
-        ),
-        (
-            &dnat.replace("\"192.0.2.1:80\"", "\"192.0.2.1:80\", \"192.0.2.2:80\""),
-            "\"10.0.0.1\"",
-            "stands behind 192.0.2.2:80/tcp and behind 192.0.2.1:80/tcp",
-            "a port of its own per VIP",
-        ),
-        (
-            &format!(
-                "{GATEWAY}[limits]\nservices = 1\n{}{}",
-                &one[GATEWAY.len()..],
-                other("two", "192.0.2.2:80", "10.0.0.1")
-            ),
-            "limits",
-            "there are 2 services (one per family in nat and dnat), but room for 1",
-            "set services in [limits] higher than 1",
-        ),
-    ]);
-    // An exact port goes before any port, so these two may live together.
-    let any = format!("{one}{}", other("rest", "192.0.2.1:*", "10.0.0.2"));
-    Config::parse("any", &any).unwrap_or_else(|errors| panic!("{errors}"));
+    ] {
+        if let Err(errors) = Config::parse("test.toml", &text) {
+            panic!("{reason}, but of\n{text}\n{errors}");
+        }
+    }
+}
+
+#[test]
+fn room_that_no_limit_gives_is_told() {
+    let mut text = service("");
+    for number in 0..1_024 {
+        let address = std::net::Ipv4Addr::from_bits(0x0a01_0000 + number);
+        text += &format!("[[service.server]]\naddress = \"{address}\"\n");
+    }
+    let listens: Vec<String> = (1..600).map(|port| format!("\"192.0.2.2:{port}\"")).collect();
+    let text = text.replace("\"192.0.2.1:80\"", &listens.join(", "));
+    let told: Vec<(usize, String, String)> =
+        errors(&text).into_iter().map(|error| (error.line, error.message, error.help)).collect();
+    let wanted = [
+        (4, "there are 1025 servers, but room for 1024", "set backends = 1025 or higher in [limits]"),
+        (4, "there are 1201 addresses to listen on, but room for 1024", "set services = 301 or higher in [limits]"),
+    ];
+    assert_eq!(told, wanted.map(|(line, message, help)| (line, message.to_owned(), help.to_owned())));
+    let many: Vec<String> = (1..9_000).map(|port| format!("\"192.0.2.2:{port}\"")).collect();
+    let told = errors(&service("").replace("\"192.0.2.1:80\"", &many.join(", ")));
+    assert_eq!(told[0].help, "[limits] takes services up to 4096: give some services to another gateway");
+}
+
+#[test]
+fn errors_are_given_to_programs_as_well() {
+    let errors = Config::parse("lb.toml", &service("mode = \"dsr-12\"")).expect_err("the mode is wrong");
+    assert_eq!(
+        serde_json::to_value(errors).expect("it is plain data"),
+        serde_json::json!([{
+            "file": "lb.toml",
+            "line": 6,
+            "column": 8,
+            "message": "`dsr-12` is no value for `mode`",
+            "help": "choose one of \"nat\", \"dnat\", \"dsr-l2\", \"dsr-ipip\", \"dsr-gue\""
+        }])
+    );
 }
 
 #[test]
@@ -340,12 +226,18 @@ fn addresses_and_defaults_are_read_as_meant() {
 
 proptest! {
     #[test]
-    fn no_text_makes_it_panic(text in ".{0,400}") {
-        drop(Config::parse("x", &text));
+    fn no_text_makes_it_panic(text in r"(?s).{0,400}") {
+        drop(Config::parse("x", &text).map_err(|errors| errors.to_string()));
+    }
+
+    /// Nearer to what the reader of TOML takes than any characters.
+    #[test]
+    fn no_syntax_makes_it_panic(text in r#"([\[\]{}=,.:/#"'\\\n\r\té\u{feff}0-9-]|service|gateway|listen|check|\[\[|"""){0,60}"#) {
+        drop(Config::parse("x", &text).map_err(|errors| errors.to_string()));
     }
 
     #[test]
-    fn no_damage_makes_it_panic(at in 0usize..2_000, length in 0usize..8, put in ".{0,4}") {
+    fn no_damage_makes_it_panic(at in 0usize..2_000, length in 0usize..8, put in r"(?s).{0,4}") {
         let full = include_str!("../../examples/full.toml");
         let mut text: Vec<char> = full.chars().collect();
         let at = at.min(text.len());

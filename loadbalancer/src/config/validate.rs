@@ -5,13 +5,15 @@ use std::net::IpAddr;
 
 use super::error::Errors;
 use super::model::{Config, Listen, Mode, Protocol, Service};
+use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
 use super::walk::Span;
 
 /// Where things stand in the file.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     pub interfaces: Vec<Span>,
-    pub limits: Span,
+    /// The values of `[limits]` that are set, by key.
+    pub limits: HashMap<&'static str, Span>,
     pub services: Vec<ServicePlaces>,
 }
 
@@ -19,12 +21,17 @@ pub(super) struct Places {
 pub(super) struct ServicePlaces {
     /// The service's name.
     pub service: Span,
-    pub mode: Span,
+    /// What follows from the mode is not known.
+    pub wrong_mode: bool,
     pub listens: Vec<Span>,
+    /// Some addresses were told wrong already: that one is missing needs not be told.
+    pub wrong_listens: bool,
     pub nat_sources: Vec<Span>,
     pub check: Span,
     /// The servers' addresses.
     pub servers: Vec<Span>,
+    /// Their names, where not given their addresses.
+    pub server_names: Vec<Span>,
     /// Servers that were told wrong already.
     pub broken_servers: Vec<Span>,
 }
@@ -54,6 +61,11 @@ fn interfaces(config: &Config, places: &Places, errors: &mut Errors<'_>) {
     }
 }
 
+/// A service in a message: its name may be what is wrong with it.
+fn title(service: &Service) -> String {
+    if service.name.is_empty() { "a service without a name".to_owned() } else { format!("service {}", service.name) }
+}
+
 fn names(config: &Config, places: &Places, errors: &mut Errors<'_>) {
     let mut seen: HashMap<&str, &Span> = HashMap::new();
     for (service, place) in config.services.iter().zip(&places.services) {
@@ -70,15 +82,15 @@ fn names(config: &Config, places: &Places, errors: &mut Errors<'_>) {
 }
 
 fn listens(config: &Config, places: &Places, errors: &mut Errors<'_>) {
-    let mut seen: HashMap<Listen, (&str, &Span)> = HashMap::new();
+    let mut seen: HashMap<Listen, (String, &Span)> = HashMap::new();
     for (service, place) in config.services.iter().zip(&places.services) {
         for (listen, span) in service.listen.iter().zip(&place.listens) {
             if let Some((other, first)) = seen.get(listen) {
                 let line = errors.line(first.start);
-                let message = format!("{listen} is taken already, by service {other} in line {line}");
+                let message = format!("{listen} is taken already, by {other} in line {line}");
                 errors.add(span.clone(), message, "give it another port or address, or merge the services");
             } else {
-                seen.insert(*listen, (&service.name, span));
+                seen.insert(*listen, (title(service), span));
             }
         }
     }
@@ -87,11 +99,11 @@ fn listens(config: &Config, places: &Places, errors: &mut Errors<'_>) {
 fn servers(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
     if service.servers.is_empty() && place.broken_servers.is_empty() {
         let help = "add [[service.server]] with address = \"10.0.0.11\"";
-        errors.add(place.service.clone(), format!("service {} has no servers", service.name), help);
+        errors.add(place.service.clone(), format!("{} has no servers", title(service)), help);
     }
     let mut addresses: HashMap<(IpAddr, Option<u16>), &Span> = HashMap::new();
     let mut names: HashMap<&str, &Span> = HashMap::new();
-    for (server, span) in service.servers.iter().zip(&place.servers) {
+    for ((server, span), name_span) in service.servers.iter().zip(&place.servers).zip(&place.server_names) {
         if let Some(first) = addresses.get(&(server.addr, server.port)) {
             let line = errors.line(first.start);
             let message = format!("{} is a server of this service already, in line {line}", server.name);
@@ -102,9 +114,9 @@ fn servers(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
         if let Some(first) = names.get(server.name.as_str()) {
             let line = errors.line(first.start);
             let message = format!("there is a server {} in this service already, in line {line}", server.name);
-            errors.add(span.clone(), message, "give each server of a service a name of its own");
+            errors.add(name_span.clone(), message, "give each server of a service a name of its own");
         } else {
-            names.insert(&server.name, span);
+            names.insert(&server.name, name_span);
         }
     }
 }
@@ -112,15 +124,16 @@ fn servers(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
 /// `nat` and `dnat` keep the packet's family.
 fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
     let mode = service.mode.label();
-    if service.mode.is_dsr() {
+    if service.mode.is_dsr() || place.wrong_mode {
         return;
     }
     let name = |ipv6: bool| if ipv6 { "IPv6" } else { "IPv4" };
     for (server, span) in service.servers.iter().zip(&place.servers) {
         let ipv6 = server.addr.is_ipv6();
-        if !service.listen.is_empty() && !service.listen.iter().any(|listen| listen.addr.is_ipv6() == ipv6) {
+        let listened = service.listen.iter().any(|listen| listen.addr.is_ipv6() == ipv6);
+        if !service.listen.is_empty() && !listened && !place.wrong_listens {
             let message =
-                format!("server {} has {}, on which service {} does not listen", server.name, name(ipv6), service.name);
+                format!("server {} has {}, on which {} does not listen", server.name, name(ipv6), title(service));
             let help = format!(
                 "{mode} keeps a packet's family: listen on an {} address, or use dsr-ipip or dsr-gue",
                 name(ipv6)
@@ -133,7 +146,7 @@ fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
         let ipv6 = listen.addr.is_ipv6();
         let served = service.servers.iter().any(|server| server.addr.is_ipv6() == ipv6);
         if !served && !service.servers.is_empty() && place.broken_servers.is_empty() && told.insert(ipv6) {
-            let message = format!("service {} listens on {}, but no server has it", service.name, name(ipv6));
+            let message = format!("{} listens on {}, but no server has it", title(service), name(ipv6));
             let help = format!(
                 "{mode} keeps a packet's family: add a server with an {} address, or use dsr-ipip or dsr-gue",
                 name(ipv6)
@@ -144,7 +157,9 @@ fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
 }
 
 fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
-    let has_port = service.listen.iter().any(|listen| listen.port.is_some());
+    // Checks connect by TCP: a UDP port says nothing about where.
+    let has_port = service.listen.iter().any(|listen| listen.protocol == Protocol::Tcp && listen.port.is_some());
+    let mut told = false;
     for (server, span) in service.servers.iter().zip(&place.servers) {
         if service.mode.is_dsr() && server.port.is_some() {
             let message =
@@ -155,10 +170,16 @@ fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
             && check.port.is_none()
             && server.port.is_none()
             && !has_port
+            && !service.listen.is_empty()
+            && !place.wrong_listens
+            && !std::mem::replace(&mut told, true)
         {
-            let message = format!("the check of server {} has no port to ask", server.name);
+            let message = format!(
+                "the check of server {} has no port to ask: neither it nor a TCP listener of {} has one",
+                server.name,
+                title(service)
+            );
             errors.add(place.check.clone(), message, "add `port` to [service.check]");
-            return;
         }
     }
 }
@@ -195,7 +216,7 @@ fn addresses(config: &Config, places: &Places, errors: &mut Errors<'_>) {
 /// The replies of a `dnat` server are told by its address and port alone, so these stand behind one VIP only.
 fn replies(config: &Config, places: &Places, errors: &mut Errors<'_>) {
     // Per server address and protocol: port (none: any), VIP, and where.
-    type Taken<'a> = (Option<u16>, Listen, &'a str, &'a Span);
+    type Taken<'a> = (Option<u16>, Listen, String, &'a Span);
     let mut taken: HashMap<(IpAddr, Protocol), Vec<Taken<'_>>> = HashMap::new();
     for (service, place) in config.services.iter().zip(&places.services).filter(|(s, _)| s.mode == Mode::Dnat) {
         for (server, span) in service.servers.iter().zip(&place.servers) {
@@ -205,7 +226,7 @@ fn replies(config: &Config, places: &Places, errors: &mut Errors<'_>) {
                 let clash = others.iter().find(|(other, ..)| *other == port || other.is_none() || port.is_none());
                 if let Some((_, vip, name, first)) = clash {
                     let message = format!(
-                        "server {} stands behind {listen} and behind {vip} of service {name} (line {})",
+                        "server {} stands behind {listen} and behind {vip} of {name} (line {})",
                         server.name,
                         errors.line(first.start)
                     );
@@ -214,38 +235,68 @@ fn replies(config: &Config, places: &Places, errors: &mut Errors<'_>) {
                     errors.add(span.clone(), message, help);
                     break;
                 }
-                others.push((port, *listen, &service.name, span));
+                others.push((port, *listen, title(service), span));
             }
         }
     }
 }
 
+/// What of each size of the kernel's tables is used.
 fn limits(config: &Config, places: &Places, errors: &mut Errors<'_>) {
     let limits = &config.limits;
-    let mut services = 0;
-    let mut rings = 0;
-    let mut vips = 0;
-    for service in &config.services {
-        let split = !service.mode.is_dsr();
-        let families: HashSet<bool> = service.listen.iter().map(|listen| split && listen.addr.is_ipv6()).collect();
-        services += families.len();
-        let tiers: HashSet<(bool, u8)> =
-            service.servers.iter().map(|server| (split && server.addr.is_ipv6(), server.tier)).collect();
-        rings += tiers.len();
-        // Its own entry, and for ICMP and the source.
-        vips += service.listen.len() * 2 + families.len() * 3;
-    }
-    let backends = config.services.iter().map(|service| service.servers.len()).sum::<usize>();
-    // Changes are built beside what is in use.
-    for (what, used, limit, key) in [
-        ("services (one per family in nat and dnat)", services, limits.services, "services"),
-        ("servers", backends, limits.backends, "backends"),
-        ("rings (two per service and tier)", rings * 2, limits.rings, "rings"),
-        ("addresses to listen on", vips, limits.vips, "services"),
-    ] {
-        if used > limit as usize {
-            let help = format!("set {key} in [limits] higher than {limit}");
-            errors.add(places.limits.clone(), format!("there are {used} {what}, but room for {limit}"), help);
+    // Changes are built beside what is in use, hence two rings. Of VIPs a service has four per unit of `services`.
+    let resources: [Resource; 4] = [
+        Resource::new("services (one per family in nat and dnat)", limits.services, ("services", MOST_SERVICES), 1),
+        Resource::new("servers", limits.backends, ("backends", MOST_BACKENDS), 1),
+        Resource::new("rings (two per service and tier)", limits.rings, ("rings", MOST_RINGS), 1),
+        Resource::new("addresses to listen on", limits.vips, ("services", MOST_SERVICES), 4),
+    ];
+    for (position, resource) in resources.iter().enumerate() {
+        let mut used = 0;
+        let mut first_without_room = None;
+        for (service, place) in config.services.iter().zip(&places.services) {
+            used += uses(service)[position];
+            if used > resource.limit as usize {
+                first_without_room.get_or_insert(&place.service);
+            }
         }
+        let Some(first) = first_without_room else {
+            continue;
+        };
+        let (key, most) = resource.key;
+        let wanted = used.div_ceil(resource.per_unit);
+        let help = if wanted <= most as usize {
+            format!("set {key} = {wanted} or higher in [limits]")
+        } else {
+            format!("[limits] takes {key} up to {most}: give some services to another gateway")
+        };
+        // A default stands nowhere in the file.
+        let span = places.limits.get(key).unwrap_or(first).clone();
+        errors.add(span, format!("there are {used} {}, but room for {}", resource.what, resource.limit), help);
     }
+}
+
+struct Resource {
+    what: &'static str,
+    limit: u32,
+    /// Of `[limits]`, and the most that it takes.
+    key: (&'static str, u32),
+    per_unit: usize,
+}
+
+impl Resource {
+    const fn new(what: &'static str, limit: u32, key: (&'static str, u32), per_unit: usize) -> Self {
+        Self { what, limit, key, per_unit }
+    }
+}
+
+/// Services in the kernel, servers, rings and VIPs that a service takes.
+fn uses(service: &Service) -> [usize; 4] {
+    let split = !service.mode.is_dsr();
+    let families: HashSet<bool> = service.listen.iter().map(|listen| split && listen.addr.is_ipv6()).collect();
+    let tiers: HashSet<(bool, u8)> =
+        service.servers.iter().map(|server| (split && server.addr.is_ipv6(), server.tier)).collect();
+    // A listener has its own entry, and one for ICMP and for the source.
+    let vips = service.listen.len() * 2 + families.len() * 3;
+    [families.len(), service.servers.len(), tiers.len() * 2, vips]
 }

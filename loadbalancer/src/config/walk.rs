@@ -6,7 +6,7 @@ use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::error::Errors;
 
@@ -23,6 +23,12 @@ impl<T> At<T> {
     pub fn map<U>(self, map: impl FnOnce(T) -> U) -> At<U> {
         At { value: map(self.value), span: self.span }
     }
+}
+
+/// None: it does not fit.
+fn integer(number: &DeInteger<'_>) -> Option<i64> {
+    let digits: String = number.as_str().chars().filter(|c| *c != '_').collect();
+    i64::from_str_radix(&digits, number.radix()).ok()
 }
 
 /// A table of the document, whose keys are taken one after the other.
@@ -143,8 +149,7 @@ impl<'d, 'e> Section<'d, 'e> {
             self.wrong_type(key, value, "a whole number", &format!("{key} = {first}"));
             return None;
         };
-        let text: String = number.as_str().chars().filter(|c| *c != '_').collect();
-        let parsed = i64::from_str_radix(&text, number.radix()).ok().filter(|number| range.contains(number));
+        let parsed = integer(number).filter(|number| range.contains(number));
         match parsed.and_then(|number| T::try_from(number).ok()) {
             Some(number) => Some(At { value: number, span: value.span() }),
             None => {
@@ -261,13 +266,32 @@ impl<'d, 'e> Section<'d, 'e> {
                 DeValue::Table(table) => {
                     elements.push(Element::Table(Section::new(table, part.span(), format!("`{key}`"), self.errors)));
                 }
-                DeValue::Integer(number) => {
-                    elements.push(Element::Text(At { value: number.as_str(), span: part.span() }));
-                }
                 _ => self.wrong_type(key, part, "a string or a table", example),
             }
         }
         Some(At { value: elements, span: value.span() })
+    }
+
+    /// A string, or an array of strings and whole numbers; these as decimal text.
+    pub fn texts(&self, key: &'static str, example: &str) -> Option<At<Vec<At<String>>>> {
+        let value = self.get(key)?;
+        let parts: Vec<&'d Spanned<DeValue<'d>>> = match value.get_ref() {
+            DeValue::Array(parts) => parts.iter().collect(),
+            _ => vec![value],
+        };
+        let mut texts = Vec::new();
+        for part in parts {
+            let text = match part.get_ref() {
+                DeValue::String(text) => text.to_string(),
+                DeValue::Integer(number) => integer(number).map_or_else(|| number.to_string(), |n| n.to_string()),
+                _ => {
+                    self.wrong_type(key, part, "a string or a whole number, or an array of these", example);
+                    continue;
+                }
+            };
+            texts.push(At { value: text, span: part.span() });
+        }
+        Some(At { value: texts, span: value.span() })
     }
 
     /// What must be there.
