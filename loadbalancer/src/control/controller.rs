@@ -13,7 +13,7 @@ use super::desire::{self, ServerId, Standing};
 use super::hot::{self, Load};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{self, Change, Snapshot};
-use crate::config::{Check, Config, Interface, Service, XdpMode};
+use crate::config::{Check, Config, Interface, Protocol, Service, XdpMode};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
@@ -725,7 +725,9 @@ impl Controller {
 
 /// What to check a server with.
 fn spec(service: &Service, addr: IpAddr, port: Option<u16>, check: &Check) -> Option<CheckSpec> {
-    let listen = || service.listen.iter().find_map(|listen| listen.port);
+    // Checks connect by TCP.
+    let listen =
+        || service.listen.iter().filter(|listen| listen.protocol == Protocol::Tcp).find_map(|listen| listen.port);
     let port = check.port.or(port).or_else(listen)?;
     Some(CheckSpec {
         kind: check.kind.clone(),
