@@ -51,7 +51,7 @@ struct Arguments {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw a plot
+    /// Draw plots: FILE with `-established` and `-new` before its end
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -112,11 +112,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
     );
     println!("{:<16} {:<12} {:>9} {:>9} {:>8} {:>7}  bar", "mode", "packets", "flows", "null ns", "net ns", "ratio");
     let mut figures = Vec::new();
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines = [Vec::new(), Vec::new()];
     for mode in MODES.iter().filter(|mode| mode.name.contains(&arguments.filter)) {
         let mut bench = Bench::new(*mode)?;
-        for kind in [Kind::Established, Kind::New] {
-            let mut line = Line { name: format!("{} {}", mode.name, kind.label()), points: Vec::new() };
+        for (kind, lines) in [Kind::Established, Kind::New].into_iter().zip(&mut lines) {
+            let mut line = Line { name: mode.name.to_owned(), points: Vec::new() };
             for flows in FLOWS {
                 let [null, net, ratio, to_lru] = bench.measure(kind, flows, arguments)?;
                 let (null, net_ns) = (median(&null), median(&net));
@@ -167,8 +167,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
         report::write_json(path, &figures)?;
     }
     if let Some(path) = &arguments.svg {
-        let title = "Cost per packet beside the flows in the table";
-        plot::lines(path, title, "flows", "net ns per packet", &lines)?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        for (kind, lines) in [Kind::Established, Kind::New].into_iter().zip(&lines) {
+            let title = format!("Cost of a packet, {} flows", kind.label());
+            let file = path.with_file_name(format!("{stem}-{}.svg", kind.label()));
+            plot::lines(&file, &title, "flows in the table", "net ns per packet", lines)?;
+        }
     }
     Ok(report::verdict(&figures))
 }
