@@ -73,9 +73,18 @@ pub struct Victim {
     pub packets: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// A service of the corpus.
+struct Target {
+    name: String,
+    vip: String,
+    v6: bool,
+    id: u16,
+    backends: Vec<u16>,
+}
+
 pub struct Corpus {
     frames: Vec<Vec<u8>>,
-    vips: Vec<(String, String, bool)>,
+    targets: Vec<Target>,
 }
 
 fn address(v6: bool, block: u8, number: u8) -> String {
@@ -85,7 +94,7 @@ fn address(v6: bool, block: u8, number: u8) -> String {
 impl Corpus {
     /// Sets up a service for each mode and family, and gathers frames for all of them.
     pub fn new(world: &mut World) -> Result<Self> {
-        let mut corpus = Self { frames: Vec::new(), vips: Vec::new() };
+        let mut corpus = Self { frames: Vec::new(), targets: Vec::new() };
         for (number, setup) in SETUPS.iter().enumerate() {
             for v6 in [false, true] {
                 let number = number as u8 + 1;
@@ -95,6 +104,8 @@ impl Corpus {
                     .map(|server| {
                         Server::at(&address(server_v6, number, server + if v6 { 100 } else { 0 })).with(|it| {
                             it.encap = setup.encap;
+                            // Longer than a page, which the kernel hands over in parts.
+                            it.mtu = if setup.name == "l2" { 9_000 } else { 1_500 };
                             it.high_water = if setup.name == "full" { 2 } else { u32::MAX };
                             it.port = if setup.mode == mode::DSR || setup.any_port { 0 } else { 8080 };
                         })
@@ -102,9 +113,10 @@ impl Corpus {
                     .collect();
                 let port = if setup.any_port { 0 } else { 80 };
                 let listen = [(vip.as_str(), port, protocol::TCP), (vip.as_str(), port, protocol::UDP)];
-                world.service(setup.mode, setup.flags, &listen, &servers).with_context(|| setup.name.to_owned())?;
+                let set_up = world.service(setup.mode, setup.flags, &listen, &servers);
+                let (id, backends) = set_up.with_context(|| setup.name.to_owned())?;
                 corpus.gather(&vip, v6, &servers);
-                corpus.vips.push((setup.name.to_owned(), vip, v6));
+                corpus.targets.push(Target { name: setup.name.to_owned(), vip, v6, id, backends });
             }
         }
         Ok(corpus)
@@ -128,6 +140,9 @@ impl Corpus {
                 add(Frame::tcp(&client, port, vip, 80, ack).with(|f| f.tags = vec![5]));
                 add(Frame::tcp(&client, port, vip, 80, ack).with(|f| f.tags = vec![5, 6]));
                 add(Frame::tcp(&client, port, vip, 80, ack).with(|f| f.payload = vec![3; 1_470]));
+                if port == 40_000 {
+                    add(Frame::tcp(&client, port, vip, 80, ack).with(|f| f.payload = vec![4; 6_000]));
+                }
                 add(Frame::tcp(&client, port, vip, 80, ack).with(|f| f.ttl = 1));
                 add(Frame::udp(&client, port, vip, 80).with(|f| f.transport = Transport::Udp { checksum: false }));
                 let id = u32::from(port);
@@ -175,10 +190,13 @@ impl Corpus {
     }
 
     /// Opens a flow of another client to each service, and notes what its packets become.
+    ///
+    /// Then takes the flow's server out of the service's ring: from there on only the flow's own entry leads to it.
     pub fn victims(&self, world: &mut World) -> Result<Vec<Victim>> {
         let mut victims = Vec::new();
-        for (name, vip, v6) in &self.vips {
+        for Target { name, vip, v6, id, backends } in &self.targets {
             let client = if *v6 { "2001:db8:ffff::77".to_owned() } else { "203.0.113.77".to_owned() };
+            let counted = backends.iter().map(|backend| world.packets(*backend)).collect::<Result<Vec<_>>>()?;
             world.run(&Frame::tcp(&client, 1_234, vip, 80, tcp_flag::SYN).bytes())?;
             let packet = Frame::tcp(&client, 1_234, vip, 80, tcp_flag::ACK).bytes();
             // Twice: the first makes the flow established.
@@ -194,6 +212,14 @@ impl Corpus {
                 packets.push((reply, ran.frame));
             }
             victims.push(Victim { name: format!("{name} {vip}"), packets });
+            let mut others = Vec::new();
+            for (backend, before) in backends.iter().zip(counted) {
+                if world.packets(*backend)? == before {
+                    others.push(*backend);
+                }
+            }
+            anyhow::ensure!(others.len() + 1 == backends.len(), "{name}: the flow did not stay on one server");
+            world.set_ring(*id, &others)?;
         }
         Ok(victims)
     }

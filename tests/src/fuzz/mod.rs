@@ -1,10 +1,13 @@
 //! Robustness: mutated and random frames through the loaded program.
 //!
 //! What must hold: every frame is counted in exactly one outcome, and what is done with it is what that outcome says;
-//! the program never aborts; what goes out from a sound frame is sound, to the last checksum; and flows that the frames
-//! do not belong to are treated as if there were no such frames.
+//! the program never aborts; what passes is as it came; what goes out has a sane length, and from a sound frame is sound, to
+//! the last checksum; and flows that the frames do not belong to keep their entries, and are treated as if there were no
+//! such frames.
 
 mod corpus;
+mod fields;
+mod memory;
 mod mutate;
 
 use std::io::{IsTerminal, Write};
@@ -24,6 +27,7 @@ use loadbalancer_common::outcome::{Class, Outcome};
 use crate::packet::frame::verify;
 use crate::packet::world::{ACTIONS, World};
 use corpus::{Corpus, Victim};
+use memory::Memory;
 use mutate::Random;
 
 /// Frames between two looks at the counters.
@@ -32,6 +36,10 @@ const BATCH: u64 = 10_000;
 const VICTIMS_EVERY: u64 = 10;
 /// Of so many frames, one whose output is looked at.
 const LOOK: u64 = 8;
+/// The most that a frame grows: IPv6 and UDP headers around it, or those of an ICMPv6 error.
+const GROWTH: usize = 48;
+/// The least that is sent: Ethernet and IPv4 headers.
+const LEAST_SENT: usize = 34;
 
 /// Sends mutated and random frames through the packet path.
 #[derive(Parser)]
@@ -43,6 +51,9 @@ struct Arguments {
     /// Repeats a run
     #[arg(long)]
     seed: Option<u64>,
+    /// Runs one frame, as a failure prints it, and tells what becomes of it
+    #[arg(long, value_name = "HEX")]
+    frame: Option<String>,
 }
 
 pub fn main() -> ExitCode {
@@ -53,6 +64,15 @@ pub fn main() -> ExitCode {
     });
     // Frames that are no frames make `verify` panic; that is caught, and no reason to print anything.
     std::panic::set_hook(Box::new(|_| {}));
+    if let Some(text) = &arguments.frame {
+        return match single(text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("FAILED: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let workers = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
     let each = arguments.frames.div_ceil(workers).next_multiple_of(BATCH);
     let done = AtomicU64::new(0);
@@ -95,23 +115,46 @@ pub fn main() -> ExitCode {
 }
 
 fn fuzz(seed: u64, frames: u64, done: &AtomicU64) -> Result<()> {
-    let sizes = Sizes { services: 32, backends: 128, rings: 32, flows: 1_000_000, nat_flows: 500_000, vips: 256 };
-    let mut fuzzer = Fuzzer { world: World::with_sizes(sizes)?, output: vec![0; 16_384], random: Random(seed) };
-    let corpus = Corpus::new(&mut fuzzer.world)?;
+    let (mut fuzzer, corpus) = Fuzzer::new(seed)?;
     let victims = corpus.victims(&mut fuzzer.world)?;
+    let memory = Memory::of(&fuzzer.world)?;
+    ensure!(memory.sizes().iter().all(|size| *size > 0), "flows to watch: {:?}", memory.sizes());
     for batch in 0..frames / BATCH {
         let before = fuzzer.random;
         let result = fuzzer.batch(&corpus);
         if let Err(error) = result {
             fuzzer.random = before;
-            return Err(fuzzer.find(&corpus, error));
+            return Err(fuzzer.find(&corpus, error).context(format!("batch {batch}")));
         }
-        if batch % VICTIMS_EVERY == 0 {
-            victims.iter().try_for_each(|victim| fuzzer.is_untouched(victim)).context("after batch")?;
+        if batch % VICTIMS_EVERY == 0 || batch + 1 == frames / BATCH {
+            // The entries first: a packet of the flow may mend what is wrong.
+            memory.is_unchanged(&fuzzer.world).with_context(|| format!("after batch {batch}"))?;
+            let untouched = victims.iter().try_for_each(|victim| fuzzer.is_untouched(victim));
+            untouched.with_context(|| format!("after batch {batch}"))?;
         }
         done.fetch_add(BATCH, Ordering::Relaxed);
     }
-    victims.iter().try_for_each(|victim| fuzzer.is_untouched(victim))
+    Ok(())
+}
+
+/// Runs a frame on its own, with flows set up as for all others.
+fn single(text: &str) -> Result<()> {
+    let frame = text.as_bytes().chunks(2).map(|pair| {
+        let digits = std::str::from_utf8(pair).ok().filter(|digits| digits.len() == 2);
+        digits.and_then(|digits| u8::from_str_radix(digits, 16).ok())
+    });
+    let frame: Vec<u8> = frame.collect::<Option<_>>().context("--frame takes hexadecimal digits, two a byte")?;
+    let (mut fuzzer, corpus) = Fuzzer::new(0)?;
+    corpus.victims(&mut fuzzer.world)?;
+    let memory = Memory::of(&fuzzer.world)?;
+    let ran = fuzzer.world.run(&frame)?;
+    println!("{}  {}", ran.action, hex(&ran.frame));
+    for (service, outcome, times) in &ran.counted {
+        let name = Outcome::ALL.iter().find(|it| **it as usize == *outcome);
+        println!("service {service}: {name:?}, {times} times");
+    }
+    memory.is_unchanged(&fuzzer.world)?;
+    fuzzer.check_one(&frame)
 }
 
 struct Fuzzer {
@@ -129,6 +172,13 @@ struct Tally {
 }
 
 impl Fuzzer {
+    fn new(seed: u64) -> Result<(Self, Corpus)> {
+        let sizes = Sizes { services: 32, backends: 128, rings: 64, flows: 1_000_000, nat_flows: 500_000, vips: 256 };
+        let mut world = World::with_sizes(sizes)?;
+        let corpus = Corpus::new(&mut world)?;
+        Ok((Self { world, output: vec![0; 16_384], random: Random(seed) }, corpus))
+    }
+
     fn batch(&mut self, corpus: &Corpus) -> Result<()> {
         let before = self.world.totals()?;
         let mut actions = Tally::default();
@@ -151,9 +201,18 @@ impl Fuzzer {
         let output = look.then_some(&mut self.output[..]);
         let run = TestRunOptions { data_in: Some(frame), data_out: output, ..TestRunOptions::default() };
         let result = self.world.kernel_mut().program()?.test_run(run).with_context(|| hex(frame))?;
-        if look && matches!(ACTIONS.get(result.return_value as usize), Some(&("TX" | "REDIRECT"))) {
-            let output = &self.output[..result.data_size_out as usize];
-            if is_sound(frame) && !is_sound(output) {
+        let action = ACTIONS.get(result.return_value as usize).copied();
+        if look && let Some(kind @ ("PASS" | "TX" | "REDIRECT")) = action {
+            let length = result.data_size_out as usize;
+            let least = if kind == "PASS" { frame.len() } else { LEAST_SENT };
+            if !(least..=frame.len() + GROWTH).contains(&length) {
+                bail!("{kind}: a frame of {} bytes became one of {length}:\n  {}", frame.len(), hex(frame));
+            }
+            let output = &self.output[..length];
+            if kind == "PASS" && output != frame {
+                bail!("a frame was changed and passed:\n  {}\n  {}", hex(frame), hex(output));
+            }
+            if kind != "PASS" && is_sound(frame) && !is_sound(output) {
                 bail!("a sound frame became an unsound one:\n  {}\n  {}", hex(frame), hex(output));
             }
         }
@@ -164,22 +223,27 @@ impl Fuzzer {
     fn find(&mut self, corpus: &Corpus, error: anyhow::Error) -> anyhow::Error {
         for number in 0..BATCH {
             let frame = mutate::frame(&mut self.random, corpus);
-            let result = self.world.totals().and_then(|before| {
-                let action = self.run(&frame, true)?;
-                let after = self.world.totals()?;
-                let mut tally = Tally::default();
-                match ACTIONS.get(action as usize).copied() {
-                    Some("PASS") => tally.passed = 1,
-                    Some("TX" | "REDIRECT") => tally.sent = 1,
-                    _ => tally.dropped = 1,
-                }
-                compare(&before, &after, &tally)
-            });
+            let result = self.check_one(&frame);
             if let Err(single) = result {
                 return anyhow!("{error:#}; frame {number} of the batch: {single:#}\n  {}", hex(&frame));
             }
         }
         anyhow!("{error:#}; no single frame shows it")
+    }
+
+    /// Runs one frame and looks at all that can be seen of it.
+    fn check_one(&mut self, frame: &[u8]) -> Result<()> {
+        let before = self.world.totals()?;
+        let action = self.run(frame, true)?;
+        let after = self.world.totals()?;
+        let mut tally = Tally::default();
+        match ACTIONS.get(action as usize).copied() {
+            Some("PASS") => tally.passed = 1,
+            Some("TX" | "REDIRECT") => tally.sent = 1,
+            Some("DROP") => tally.dropped = 1,
+            other => bail!("action {action} ({other:?})"),
+        }
+        compare(&before, &after, &tally)
     }
 
     /// The flow's packets become what they became before.

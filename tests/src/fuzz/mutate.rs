@@ -1,6 +1,7 @@
 //! Frames from frames.
 
 use super::corpus::Corpus;
+use super::fields;
 
 /// A sequence of random numbers (splitmix64; Steele, Lea and Flood, OOPSLA 2014).
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ const INTERESTING: [u16; 24] =
     [0, 1, 2, 4, 5, 6, 7, 8, 15, 16, 17, 20, 40, 44, 58, 60, 64, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff];
 /// Bytes of headers, where mutations do the most.
 const HEADERS: usize = 96;
-const LONGEST: usize = 3_000;
+const LONGEST: usize = 9_000;
 /// The kernel takes no frame without an Ethernet header.
 const SHORTEST: usize = 14;
 
@@ -40,6 +41,10 @@ pub fn frame(random: &mut Random, corpus: &Corpus) -> Vec<u8> {
     if random.below(8) > 0 {
         for _ in 0..=random.below(4) {
             mutate(random, corpus, &mut frame);
+        }
+        // Half of them right again in lengths and sums, so that what goes out can be checked.
+        if random.below(2) == 0 {
+            fields::repair(&mut frame);
         }
     }
     frame.resize(frame.len().clamp(SHORTEST, LONGEST), 0);
@@ -59,7 +64,7 @@ fn mutate(random: &mut Random, corpus: &Corpus, frame: &mut Vec<u8>) {
         return;
     }
     let place = |random: &mut Random, frame: &[u8]| random.below(frame.len().min(HEADERS));
-    match random.below(9) {
+    match random.below(13) {
         0 => {
             let at = place(random, frame);
             frame[at] ^= 1 << random.below(8);
@@ -95,11 +100,23 @@ fn mutate(random: &mut Random, corpus: &Corpus, frame: &mut Vec<u8>) {
                 frame.splice(12..12, tag);
             }
         }
-        _ => {
+        8 => {
             // Bytes taken out of the middle.
             let at = place(random, frame);
             let end = (at + random.below(12)).min(frame.len());
             frame.drain(at..end);
+        }
+        _ => {
+            let places = fields::find(frame);
+            if let Some(place) = places.get(random.below(places.len().max(1))) {
+                let value = match random.below(4) {
+                    0 => random.next() as u16,
+                    1 => place.read(frame).wrapping_add(1),
+                    2 => place.read(frame).wrapping_sub(1),
+                    _ => place.likely[random.below(place.likely.len())],
+                };
+                place.write(frame, value);
+            }
         }
     }
 }
