@@ -84,8 +84,13 @@ fn echo<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16) -> 
     let Some(checksum) = frame::load::<u16>(ctx, l4 + 2) else {
         return Verdict::drop(service, Outcome::Internal);
     };
-    // The pseudo header's sum does not change when source and destination change places.
-    let done = frame::store(ctx, l4, [reply, update(checksum, replace16(request, reply))])
+    // The pseudo header's sum does not change when source and destination change places. Zero is no checksum of zeros,
+    // and an update never gives the other form, which is right for all else as well (RFC 1624, section 3).
+    let checksum = match update(checksum, replace16(request, reply)) {
+        0 => !0,
+        checksum => checksum,
+    };
+    let done = frame::store(ctx, l4, [reply, checksum])
         && swap_macs(ctx, 0)
         && F::readdress(ctx, l3, packet.dst, packet.src)
         && renew_ttl::<F>(ctx, packet);

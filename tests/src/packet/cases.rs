@@ -470,6 +470,17 @@ fn answers(cases: &mut Vec<Case>, family: Family) {
         });
         expect_frame(&ran, &expected.bytes())
     }));
+    cases.push(Case::new(
+        format!("{}/icmp/an echo of nothing but zeros has a right checksum", family.name),
+        move || {
+            let (mut world, service, _) = world(&family, &MODES[2], 0)?;
+            let request = if v6 { 128 } else { 8 };
+            let frame = Frame::icmp(family.client, family.vip, request, 0, 0).with(|f| f.payload = vec![0; 32]);
+            let ran = world.run(&frame.bytes())?;
+            expect(&ran, "TX", service, Outcome::EchoAnswered)?;
+            expect_sound(&ran)
+        },
+    ));
     for mode in MODES {
         cases.push(Case::new(format!("{}/tcp/{}/hop limit spent is answered", family.name, mode.name), move || {
             let (mut world, service, _) = world(&family, &mode, 0)?;
