@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::str::FromStr;
 
+use socket2::{Domain, Socket, Type};
+
 fn sysctl<T: FromStr>(path: &str) -> io::Result<T> {
     let text = fs::read_to_string(format!("/proc/sys/net/{path}"))?;
     text.trim().parse().map_err(|_| io::Error::other(format!("{path} is `{}`", text.trim())))
@@ -85,7 +87,7 @@ fn ethtool_value(interface: &str, command: u32) -> io::Result<u32> {
 /// `data` points to what the command asks for, which begins with the command.
 fn ethtool(interface: &str, data: *mut u8) -> io::Result<()> {
     let name = CString::new(interface).map_err(io::Error::other)?;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     // SAFETY: all-zero is a valid request.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (target, byte) in request.ifr_name.iter_mut().zip(name.as_bytes().iter().take(libc::IFNAMSIZ - 1)) {

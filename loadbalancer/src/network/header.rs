@@ -12,8 +12,8 @@ use super::hop::Hop;
 const TTL: u8 = 64;
 /// Outer packets are not to be fragmented: the packet path answers what is too big (RFC 1191).
 const DONT_FRAGMENT: u8 = 0x40;
-/// Smallest MTU of a link that carries IPv6 (RFC 8200), and with it of any packet that a path must take.
-const SMALLEST_MTU: u16 = 1280;
+/// The least that IPv4 hosts must take (RFC 791), in bytes. IPv6 needs more, but its packets are answered, not cut.
+const SMALLEST_MTU: u16 = 576;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encapsulation {
@@ -32,7 +32,9 @@ pub enum HeaderError {
         "the route gives the source {source_address} to the server {target}, of another family; check `ip route get`"
     )]
     Families { source_address: IpAddr, target: IpAddr },
-    #[error("the way has room for packets of {0} bytes only, after encapsulation; 576 are the least")]
+    #[error(
+        "the way has room for packets of {0} bytes only, after encapsulation, and {SMALLEST_MTU} are the least; raise its MTU"
+    )]
     TooNarrow(u16),
 }
 
@@ -78,8 +80,7 @@ pub fn path(hop: &Hop, encapsulation: Encapsulation, target: IpAddr) -> Result<P
         header.extend([0; 4]);
     }
     let mtu = hop.mtu.saturating_sub(u16::from(encap::overhead(kind)));
-    // The least that IPv4 hosts must take (RFC 791); IPv6 needs more, but its packets are answered, not cut.
-    if mtu < SMALLEST_MTU.min(576) {
+    if mtu < SMALLEST_MTU {
         return Err(HeaderError::TooNarrow(mtu));
     }
     let mut room = [0; HEADER_ROOM];
@@ -98,6 +99,8 @@ pub fn path(hop: &Hop, encapsulation: Encapsulation, target: IpAddr) -> Result<P
 
 #[cfg(test)]
 mod tests {
+    use loadbalancer_common::checksum::fold;
+
     use super::*;
     use crate::network::hop::Tag;
 
@@ -120,44 +123,57 @@ mod tests {
         (path, header)
     }
 
+    /// From 02:..:01 to 02:..:02.
     const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    const NO_TAG: &[u8] = &[];
+    const ONE_TAG: &[u8] = &[0x81, 0, 0, 5];
+    const TWO_TAGS: &[u8] = &[0x88, 0xa8, 0, 5, 0x81, 0, 1, 0x23];
+    const GUE: Encapsulation = Encapsulation::Gue { port: 6080 };
 
-    #[test]
-    fn plain_headers_have_the_servers_family_and_all_tags() {
-        let (path, header) = built("10.0.0.1", Encapsulation::None, "10.0.0.9", Vec::new());
-        assert_eq!(header, [&MACS[..], &[8, 0]].concat());
-        assert_eq!((path.mtu, path.l2_len, path.encap, path.outer_sum), (1500, 14, encap::NONE, 0));
-        let tags = vec![Tag { ethertype: 0x88a8, vlan: 5 }, Tag { ethertype: 0x8100, vlan: 0x123 }];
-        let (path, header) = built("fd00::1", Encapsulation::None, "fd00::9", tags);
-        assert_eq!(header, [&MACS[..], &[0x88, 0xa8, 0, 5, 0x81, 0, 1, 0x23, 0x86, 0xdd]].concat());
-        assert_eq!(path.l2_len, 22);
+    fn tags(bytes: &[u8]) -> Vec<Tag> {
+        let word = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+        bytes.chunks(4).map(|tag| Tag { ethertype: word(tag), vlan: word(&tag[2..]) }).collect()
     }
 
     #[test]
-    fn outer_headers_are_complete_but_for_what_depends_on_the_packet() {
-        let (path, header) = built("10.0.0.1", Encapsulation::Ipip, "10.0.0.9", Vec::new());
-        let outer = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 0, 0, 0, 10, 0, 0, 1, 10, 0, 0, 9];
-        assert_eq!(header[14..], outer);
-        assert_eq!((path.mtu, path.encap), (1480, encap::IPV4));
-        assert_eq!(path.outer_sum, sum_bytes(&outer) as u32);
-
-        let (path, header) = built("10.0.0.1", Encapsulation::Gue { port: 6080 }, "10.0.0.9", Vec::new());
-        assert_eq!(header[14 + 9], 17);
-        assert_eq!(header[34..], [0, 0, 0x17, 0xc0, 0, 0, 0, 0]);
-        assert_eq!((path.mtu, path.encap), (1472, encap::GUE_IPV4));
-
-        let (path, header) = built("fd00::1", Encapsulation::Ipip, "fd00::9", Vec::new());
-        let mut outer = vec![0x60, 0, 0, 0, 0, 0, 0, 64, 0xfd];
-        outer.extend([0; 14]);
-        outer.extend([1, 0xfd]);
-        outer.extend([0; 14]);
-        outer.push(9);
-        assert_eq!(header[14..], outer);
-        assert_eq!((path.mtu, path.encap, path.outer_sum), (1460, encap::IPV6, 0));
-
-        let (path, header) = built("fd00::1", Encapsulation::Gue { port: 7 }, "fd00::9", Vec::new());
-        assert_eq!((header[14 + 6], header.len()), (17, 14 + 40 + 8));
-        assert_eq!((path.mtu, path.encap), (1452, encap::GUE_IPV6));
+    fn headers_are_right_to_the_byte_in_both_families_with_all_tags_and_encapsulations() {
+        let ipip4 = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 0, 0, 0, 10, 0, 0, 1, 10, 0, 0, 9];
+        let gue4 = [
+            0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 9, //
+            0, 0, 0x17, 0xc0, 0, 0, 0, 0,
+        ];
+        let ipip6 = [
+            0x60, 0, 0, 0, 0, 0, 0, 64, //
+            0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, //
+            0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9,
+        ];
+        let gue6 = [
+            0x60, 0, 0, 0, 0, 0, 17, 64, //
+            0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, //
+            0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, //
+            0, 0, 0x17, 0xc0, 0, 0, 0, 0,
+        ];
+        // The sums: 4500 + 4000 + 4000 + 0a00 + 0001 + 0a00 + 0009, and 0011 with UDP.
+        let cases: [(Encapsulation, bool, &[u8], u8, u16, [u8; 2]); 6] = [
+            (Encapsulation::None, false, &[], encap::NONE, 1500, [0, 0]),
+            (Encapsulation::None, true, &[], encap::NONE, 1500, [0, 0]),
+            (Encapsulation::Ipip, false, &ipip4, encap::IPV4, 1480, [0xd9, 0x0a]),
+            (Encapsulation::Ipip, true, &ipip6, encap::IPV6, 1460, [0, 0]),
+            (GUE, false, &gue4, encap::GUE_IPV4, 1472, [0xd9, 0x1b]),
+            (GUE, true, &gue6, encap::GUE_IPV6, 1452, [0, 0]),
+        ];
+        for (encapsulation, is_v6, outer, kind, mtu, outer_sum) in cases {
+            let (source, target) = if is_v6 { ("fd00::1", "fd00::9") } else { ("10.0.0.1", "10.0.0.9") };
+            let ethertype: &[u8] = if is_v6 { &[0x86, 0xdd] } else { &[8, 0] };
+            for vlans in [NO_TAG, ONE_TAG, TWO_TAGS] {
+                let (path, header) = built(source, encapsulation, target, tags(vlans));
+                let case = format!("{encapsulation:?} to {target}, tags {vlans:?}");
+                assert_eq!(header, [&MACS[..], vlans, ethertype, outer].concat(), "{case}");
+                assert_eq!(usize::from(path.l2_len), 14 + vlans.len(), "{case}");
+                assert_eq!((path.ifindex, path.mtu, path.encap), (7, mtu, kind), "{case}");
+                assert_eq!(fold(path.outer_sum.into()).to_ne_bytes(), outer_sum, "{case}");
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
@@ -26,14 +26,13 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
-use hop::{Hop, Tag};
+use hop::Hop;
 pub use table::Link;
 use table::{Neighbour, Table};
 
-/// VLAN tags that a prebuilt header has room for.
-const MAX_TAGS: usize = 2;
 /// How often links and neighbours are listed anew, in case a notification was lost.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -75,6 +74,8 @@ pub enum ResolveError {
 pub struct Network {
     handle: Handle,
     table: Arc<Table>,
+    /// Held while something is listed: the kernel lists one thing at a time on a socket, and refuses the next (EBUSY).
+    listing: Arc<Mutex<()>>,
 }
 
 impl Network {
@@ -89,36 +90,25 @@ impl Network {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
+        // Requests have a socket of their own: one that overflows with notifications loses answers, too.
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Open)?;
         tokio::spawn(connection);
-        let network = Self { handle, table: Arc::default() };
+        let (listener, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetworkError::Open)?;
+        tokio::spawn(listener);
+        let network = Self { handle, table: Arc::default(), listing: Arc::default() };
         network.list().await?;
         let (changes, receiver) = watch::channel(0);
-        let follower = network.clone();
-        tokio::spawn(async move {
-            let mut resync = tokio::time::interval(RESYNC);
-            loop {
-                let changed = tokio::select! {
-                    message = messages.next() => match message {
-                        Some((message, _)) => follower.follow(message).await,
-                        None => return,
-                    },
-                    _ = resync.tick() => follower.relist().await,
-                };
-                if changed {
-                    changes.send_modify(|number| *number += 1);
-                }
-                if changes.is_closed() {
-                    return;
-                }
-            }
-        });
+        let messages = messages.map(|(message, _)| message);
+        let (handle, listing) = (network.handle.clone(), Arc::clone(&network.listing));
+        let table = Arc::downgrade(&network.table);
+        let network_now =
+            move || Some(Self { handle: handle.clone(), table: table.upgrade()?, listing: listing.clone() });
+        tokio::spawn(follow(messages, network_now, changes));
         Ok((network, receiver))
     }
 
     /// Takes a notification. True if it matters.
-    async fn follow(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    async fn take(&self, message: NetlinkMessage<RouteNetlinkMessage>) -> bool {
         match message.payload {
             NetlinkPayload::InnerMessage(message) => match message {
                 RouteNetlinkMessage::NewNeighbour(neighbour) => self.table.set_neighbour(&neighbour, true),
@@ -128,8 +118,11 @@ impl Network {
                 // Routes and addresses are asked for when needed.
                 _ => true,
             },
-            // Notifications were lost: anything may have changed.
-            NetlinkPayload::Overrun(_) => self.relist().await,
+            // Notifications were lost: anything may have changed, also routes, of which there is no copy to compare.
+            NetlinkPayload::Overrun(_) => {
+                self.relist().await;
+                true
+            }
             _ => false,
         }
     }
@@ -150,6 +143,7 @@ impl Network {
             let action = action.to_owned();
             move |source| NetworkError::Netlink { action, source }
         };
+        let _listing = self.listing.lock().await;
         let links: Vec<_> = self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
         let neighbours: Vec<_> =
             self.handle.neighbours().get().execute().try_collect().await.map_err(failed("list neighbours"))?;
@@ -159,29 +153,18 @@ impl Network {
     /// How frames leave for an address.
     pub async fn resolve(&self, target: IpAddr) -> Result<Hop, ResolveError> {
         let route = self.route(target).await?;
-        if route.kind == RouteType::Local {
-            return Err(ResolveError::Local(target));
+        match route.kind {
+            RouteType::Unicast => {}
+            RouteType::Local => return Err(ResolveError::Local(target)),
+            kind => return Err(ResolveError::Refused { target, kind: format!("{kind:?}").to_lowercase() }),
         }
         let unsupported =
             |interface: &str, why| ResolveError::Unsupported { target, interface: interface.to_owned(), why };
         let no_link = || ResolveError::NoRoute(target);
         let link = self.table.link(route.interface).ok_or_else(no_link)?;
-        let mut tags = Vec::new();
-        let mut lowest = link.clone();
-        while let Some(vlan) = lowest.vlan {
-            tags.insert(0, Tag { ethertype: vlan.ethertype, vlan: vlan.id });
-            if tags.len() > MAX_TAGS {
-                return Err(unsupported(&link.name, "which has more than two VLAN tags"));
-            }
-            lowest = self.table.link(vlan.parent).ok_or_else(no_link)?;
-        }
-        for device in [&link, &lowest] {
-            if !device.is_up {
-                return Err(ResolveError::LinkDown { target, interface: device.name.clone() });
-            }
-        }
-        if lowest.kind == "bridge" || lowest.kind == "openvswitch" {
-            let why = "a bridge, through which XDP cannot send: attach to its ports, or take one of them out of it";
+        let (lowest, tags) = self.table.below_vlans(&link).map_err(|(interface, why)| unsupported(&interface, why))?;
+        if ["bridge", "openvswitch", "team"].contains(&lowest.kind.as_str()) {
+            let why = "through which XDP cannot send: attach to its ports, or take one of them out of it";
             return Err(unsupported(&lowest.name, why));
         }
         let Some(source_mac) = link.mac else {
@@ -190,6 +173,14 @@ impl Network {
                 "which is no Ethernet: servers behind tunnels cannot be reached by XDP",
             ));
         };
+        for device in [&link, &lowest] {
+            if !device.is_up {
+                return Err(ResolveError::LinkDown { target, interface: device.name.clone() });
+            }
+        }
+        let source = route.source.ok_or_else(|| {
+            unsupported(&link.name, "which has no address to send from: add one of the same family (`ip address add`)")
+        })?;
         let neighbour = route.router.unwrap_or(target);
         let destination_mac = match self.table.neighbour(route.interface, neighbour) {
             Some(Neighbour::Usable { mac, .. }) => mac,
@@ -204,15 +195,7 @@ impl Network {
             }
         };
         let mtu = route.mtu.unwrap_or(u32::MAX).min(link.mtu).min(u32::from(u16::MAX)) as u16;
-        Ok(Hop {
-            ifindex: lowest.index,
-            source_mac,
-            destination_mac,
-            tags,
-            source: route.source.ok_or(ResolveError::NoRoute(target))?,
-            mtu,
-            router: route.router,
-        })
+        Ok(Hop { ifindex: lowest.index, source_mac, destination_mac, tags, source, mtu, router: route.router })
     }
 
     /// Has the kernel confirm a neighbour that only XDP uses, whose traffic the kernel does not see.
@@ -268,10 +251,14 @@ impl Network {
 
     /// All addresses of the machine, with the index of their interface.
     pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>, NetworkError> {
-        let failed = |source| NetworkError::Netlink { action: "list addresses".to_owned(), source };
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed)?;
+        let messages = self.list_addresses().await?;
         Ok(messages.iter().filter_map(|message| Some((message.header.index, address(message)?))).collect())
+    }
+
+    async fn list_addresses(&self) -> Result<Vec<AddressMessage>, NetworkError> {
+        let failed = |source| NetworkError::Netlink { action: "list addresses".to_owned(), source };
+        let _listing = self.listing.lock().await;
+        self.handle.address().get().execute().try_collect().await.map_err(failed)
     }
 
     /// Gives an interface an address. False if it has it already.
@@ -296,17 +283,46 @@ impl Network {
         let Some(link) = self.table.link_named(interface) else {
             return Ok(false);
         };
-        let action = format!("take {vip} from {interface}");
-        let failed = |source| NetworkError::Netlink { action: action.clone(), source };
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed)?;
-        for message in messages {
+        for message in self.list_addresses().await? {
             if message.header.index == link.index && address(&message) == Some(vip) {
+                let action = format!("take {vip} from {interface}");
+                let failed = |source| NetworkError::Netlink { action, source };
                 self.handle.address().del(message).execute().await.map_err(failed)?;
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+}
+
+/// Keeps the table up to date and raises `changes`, until the network is no longer in use.
+async fn follow(
+    mut messages: impl Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin,
+    network: impl Fn() -> Option<Network>,
+    changes: watch::Sender<u64>,
+) {
+    let mut resync = tokio::time::interval_at(Instant::now() + RESYNC, RESYNC);
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => match message {
+                Some(message) => Some(message),
+                None => {
+                    tracing::error!("the netlink socket is closed: changes of the network go unseen; restart");
+                    return;
+                }
+            },
+            _ = resync.tick() => None,
+        };
+        let Some(network) = network() else {
+            return;
+        };
+        let changed = match message {
+            Some(message) => network.take(message).await,
+            None => network.relist().await,
+        };
+        if changed {
+            changes.send_modify(|number| *number += 1);
+        }
     }
 }
 

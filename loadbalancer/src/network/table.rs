@@ -10,6 +10,11 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
+use super::hop::Tag;
+
+/// VLAN tags that a prebuilt header has room for.
+const MAX_TAGS: usize = 2;
+
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -28,8 +33,8 @@ pub struct Link {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vlan {
-    /// Index of the interface below.
-    pub parent: u32,
+    /// Index of the interface below; none: it is in another network namespace.
+    pub parent: Option<u32>,
     pub id: u16,
     /// EtherType of the tag, host order.
     pub ethertype: u16,
@@ -78,6 +83,26 @@ impl Table {
 
     pub fn link_named(&self, name: &str) -> Option<Link> {
         self.inner().links.values().find(|link| link.name == name).cloned()
+    }
+
+    /// The interface below all VLANs, and their tags, outer first. The error names an interface and what it is that
+    /// cannot be used.
+    pub fn below_vlans(&self, link: &Link) -> Result<(Link, Vec<Tag>), (String, &'static str)> {
+        let mut tags = Vec::new();
+        let mut lowest = link.clone();
+        while let Some(vlan) = lowest.vlan {
+            tags.insert(0, Tag { ethertype: vlan.ethertype, vlan: vlan.id });
+            if tags.len() > MAX_TAGS {
+                return Err((link.name.clone(), "which has more than two VLAN tags, and XDP sends no more"));
+            }
+            let Some(parent) = vlan.parent else {
+                let why = "a VLAN of an interface in another network namespace: run the gateway there";
+                return Err((lowest.name, why));
+            };
+            let name = lowest.name;
+            lowest = self.link(parent).ok_or((name, "a VLAN of an interface that is gone"))?;
+        }
+        Ok((lowest, tags))
     }
 
     pub fn neighbour(&self, interface: u32, address: IpAddr) -> Option<Neighbour> {
@@ -134,6 +159,10 @@ type Key = (u32, IpAddr);
 
 /// None inside: the entry says nothing yet.
 fn read_neighbour(message: &NeighbourMessage) -> Option<(Key, Option<Neighbour>)> {
+    // Forwarding entries of bridges and VXLAN are told of as neighbours, too.
+    if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
+        return None;
+    }
     let mut address = None;
     let mut link_address = None;
     for attribute in &message.attributes {
@@ -168,6 +197,7 @@ fn read_link(message: &LinkMessage) -> Option<Link> {
         vlan: None,
     };
     let mut parent = None;
+    let mut is_parent_elsewhere = false;
     let mut vlan = None;
     for attribute in &message.attributes {
         match attribute {
@@ -177,6 +207,7 @@ fn read_link(message: &LinkMessage) -> Option<Link> {
                 link.mac = mac(bytes);
             }
             LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_parent_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
@@ -189,8 +220,9 @@ fn read_link(message: &LinkMessage) -> Option<Link> {
             _ => {}
         }
     }
-    if let (Some((id, ethertype)), Some(parent)) = (vlan, parent) {
-        link.vlan = Some(Vlan { parent, id, ethertype });
+    if let Some((id, ethertype)) = vlan {
+        // An index says nothing outside of its namespace.
+        link.vlan = Some(Vlan { parent: parent.filter(|_| !is_parent_elsewhere), id, ethertype });
     }
     (!link.name.is_empty() && link.mtu != 0).then_some(link)
 }
@@ -210,4 +242,89 @@ fn read_vlan(parts: &[InfoVlan]) -> (u16, u16) {
         }
     }
     (id, ethertype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A link as the kernel tells of it; a VLAN if it has an identifier.
+    fn message(index: u32, parent: u32, vlan: Option<(u16, VlanProtocol)>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName(format!("link{index}")),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, index as u8]),
+            // Not only VLANs have one: that of a veth is its peer.
+            LinkAttribute::Link(parent),
+        ];
+        let info = match vlan {
+            None => vec![LinkInfo::Kind(InfoKind::Veth)],
+            Some((id, protocol)) => {
+                let data = InfoData::Vlan(vec![InfoVlan::Id(id), InfoVlan::Protocol(protocol)]);
+                vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]
+            }
+        };
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        message
+    }
+
+    #[test]
+    fn vlans_are_resolved_to_the_lowest_interface_and_tags_outer_first() {
+        let (customer, provider) = (VlanProtocol::Ieee8021Q, VlanProtocol::Ieee8021Ad);
+        let mut elsewhere = message(6, 1, Some((9, customer)));
+        elsewhere.attributes.push(LinkAttribute::LinkNetNsId(0));
+        let links = [
+            message(1, 99, None),
+            message(2, 1, Some((5, customer))),
+            message(3, 1, Some((7, provider))),
+            message(4, 3, Some((8, customer))),
+            message(5, 4, Some((9, customer))),
+            elsewhere,
+            message(7, 98, Some((9, customer))),
+        ];
+        let table = Table::default();
+        assert!(table.replace(&links, &[]));
+        let tag = |ethertype, vlan| Tag { ethertype, vlan };
+        let cases = [
+            (1, Ok(vec![])),
+            (2, Ok(vec![tag(0x8100, 5)])),
+            (4, Ok(vec![tag(0x88a8, 7), tag(0x8100, 8)])),
+            (5, Err("more than two")),
+            (6, Err("another network namespace")),
+            (7, Err("gone")),
+        ];
+        for (index, expected) in cases {
+            let result = table.below_vlans(&table.link(index).expect("the link is known"));
+            match (result, expected) {
+                (Ok((lowest, tags)), Ok(expected)) => assert_eq!((lowest.index, tags), (1, expected), "link{index}"),
+                (Err((name, why)), Err(part)) => {
+                    assert!(why.contains(part), "link{index}: {why}");
+                    assert_eq!(name, format!("link{index}"));
+                }
+                (result, expected) => panic!("link{index}: {result:?} instead of {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn forwarding_entries_of_bridges_are_not_taken_for_neighbours() {
+        let address = IpAddr::from([10, 0, 0, 9]);
+        for (family, known) in [(AddressFamily::Bridge, false), (AddressFamily::Inet, true)] {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            message.header.ifindex = 3;
+            message.header.state = NeighbourState::Permanent;
+            message.attributes = vec![
+                NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, 0, 9].into())),
+                NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 9]),
+            ];
+            let table = Table::default();
+            assert_eq!(table.set_neighbour(&message, true), known, "{family:?}");
+            assert_eq!(table.neighbour(3, address).is_some(), known, "{family:?}");
+        }
+    }
 }
