@@ -154,13 +154,13 @@ mod tests {
             0, 0, 0x17, 0xc0, 0, 0, 0, 0,
         ];
         // The sums: 4500 + 4000 + 4000 + 0a00 + 0001 + 0a00 + 0009, and 0011 with UDP.
-        let cases: [(Encapsulation, bool, &[u8], u8, u16, [u8; 2]); 6] = [
-            (Encapsulation::None, false, &[], encap::NONE, 1500, [0, 0]),
-            (Encapsulation::None, true, &[], encap::NONE, 1500, [0, 0]),
-            (Encapsulation::Ipip, false, &ipip4, encap::IPV4, 1480, [0xd9, 0x0a]),
-            (Encapsulation::Ipip, true, &ipip6, encap::IPV6, 1460, [0, 0]),
-            (GUE, false, &gue4, encap::GUE_IPV4, 1472, [0xd9, 0x1b]),
-            (GUE, true, &gue6, encap::GUE_IPV6, 1452, [0, 0]),
+        let cases = [
+            (Encapsulation::None, false, &[][..], encap::NONE, 1500, [0, 0]),
+            (Encapsulation::None, true, &[][..], encap::NONE, 1500, [0, 0]),
+            (Encapsulation::Ipip, false, &ipip4[..], encap::IPV4, 1480, [0xd9, 0x0a]),
+            (Encapsulation::Ipip, true, &ipip6[..], encap::IPV6, 1460, [0, 0]),
+            (GUE, false, &gue4[..], encap::GUE_IPV4, 1472, [0xd9, 0x1b]),
+            (GUE, true, &gue6[..], encap::GUE_IPV6, 1452, [0, 0]),
         ];
         for (encapsulation, is_v6, outer, kind, mtu, outer_sum) in cases {
             let (source, target) = if is_v6 { ("fd00::1", "fd00::9") } else { ("10.0.0.1", "10.0.0.9") };
