@@ -35,6 +35,8 @@ pub struct Translation<A> {
     pub state: u32,
     /// [`TO_SERVER`] or [`TO_CLIENT`].
     pub direction: u32,
+    /// Both directions: what is added to the client's TCP timestamps, and taken from their echo. Zero: there are none.
+    pub timestamps: u32,
     /// Where the client's packets came from; used by the direction to the client.
     pub last_hop: LastHop,
 }

@@ -31,7 +31,7 @@ const LAST_HOP: usize = size_of::<LastHop>();
 pod! {
     VipKey: 4, 1;
     Tuple: 8, 2;
-    Translation: 20 + LAST_HOP, 2;
+    Translation: 24 + LAST_HOP, 2;
     FragmentKey: 8, 2;
     Fragment: 8 + LAST_HOP, 2;
 }

@@ -17,7 +17,7 @@ use loadbalancer_common::net::{Addr4, Be16};
 #[expect(dead_code, reason = "the gateway's program uses all of it, this one a part")]
 mod frame;
 
-/// Bytes of a template: Ethernet, IPv6, TCP, rounded up.
+/// Bytes of a template: Ethernet, IPv6 and TCP, or IPv4 and TCP with options, rounded up.
 const TEMPLATE: usize = 80;
 
 /// What to generate. The layout is known to the bench.
@@ -134,10 +134,10 @@ fn make(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let template = config.template.as_ptr();
-    if config.length <= 64 {
-        copy::<54>(ctx, template)?;
-    } else {
-        copy::<74>(ctx, template)?;
+    match config.length {
+        ..66 => copy::<54>(ctx, template)?,
+        66 => copy::<66>(ctx, template)?,
+        _ => copy::<74>(ctx, template)?,
     }
     let (address, port) = ((config.address + (flow >> 12)).to_be(), (1024 + (flow & 0xfff) as u16).to_be());
     if config.ip_checksum_at != 0

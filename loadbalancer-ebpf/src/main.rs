@@ -30,6 +30,7 @@ mod dnat;
 mod fragment;
 mod icmp;
 mod refuse;
+mod timestamp;
 mod forward;
 
 use classify::Class;

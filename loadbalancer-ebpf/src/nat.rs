@@ -20,10 +20,14 @@ use crate::fragment;
 use crate::maps;
 use crate::parse::{self, Packet, Part};
 use crate::refuse;
+use crate::timestamp::{self, Number};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow before it is given up.
 const PORT_ATTEMPTS: u32 = 16;
+/// So many of them leave connections that have ended their time to rest; then those give way. The server takes the port
+/// again at once, because timestamps go on (see [`timestamp`]).
+const PATIENT_ATTEMPTS: u32 = 8;
 
 /// A packet's tuple, in scratch memory: both the stack's size and opening a flow ask for that.
 #[inline(always)]
@@ -112,6 +116,7 @@ pub fn to_server<F: Family>(
     if !rewrite::<F>(ctx, packet, &of(translation)) {
         return Verdict::drop(service_id, Outcome::Internal);
     }
+    timestamp::shift(ctx, packet.l4, Number::Value, translation.timestamps);
     maps::count_to_server(backend_id, packet.length);
     forward::by_path::<F>(ctx, packet, service_id, path_id, 0, Outcome::Forwarded)
 }
@@ -151,6 +156,7 @@ pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdi
     if !rewrite::<F>(ctx, packet, &of(translation)) {
         return Verdict::drop(service, Outcome::Internal);
     }
+    timestamp::shift(ctx, packet.l4, Number::Echo, translation.timestamps.wrapping_neg());
     maps::count_to_client(translation.backend, packet.length);
     forward::to_client::<F>(ctx, packet, service, &hop, Outcome::ReplyForwarded)
 }
@@ -202,8 +208,9 @@ fn start<F: Family>(
         return choice;
     };
     let service_backend = (service_id as u32) << 16 | backend as u32;
-    let l3 = packet.l3 as u32;
-    let opened = if F::V6 { nat_open6(ctx.ctx, service_backend, l3) } else { nat_open4(ctx.ctx, service_backend, l3) };
+    let l4_l3 = (packet.l4 as u32) << 16 | packet.l3 as u32;
+    let opened =
+        if F::V6 { nat_open6(ctx.ctx, service_backend, l4_l3) } else { nat_open4(ctx.ctx, service_backend, l4_l3) };
     let mut attempt = 0;
     while opened != 0 && attempt < PORT_ATTEMPTS {
         let taken =
@@ -257,22 +264,22 @@ fn begin<F: Family>(service_id: u16) -> u64 {
 /// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_open4(ctx: *mut xdp_md, service_backend: u32, l3: u32) -> u32 {
-    open::<V4>(&XdpContext::new(ctx), service_backend, l3 as u16) as u32
+pub extern "C" fn nat_open4(ctx: *mut xdp_md, service_backend: u32, l4_l3: u32) -> u32 {
+    open::<V4>(&XdpContext::new(ctx), service_backend, l4_l3) as u32
 }
 
 /// See [`start`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn nat_open6(ctx: *mut xdp_md, service_backend: u32, l3: u32) -> u32 {
-    open::<V6>(&XdpContext::new(ctx), service_backend, l3 as u16) as u32
+pub extern "C" fn nat_open6(ctx: *mut xdp_md, service_backend: u32, l4_l3: u32) -> u32 {
+    open::<V6>(&XdpContext::new(ctx), service_backend, l4_l3) as u32
 }
 
 #[inline(always)]
-fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
+fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
     let (service_id, backend_id) = ((service_backend >> 16) as u16, service_backend as u16);
     let (Some(scratch), Some(backend), Some(hop)) =
-        (maps::scratch::<Opening<F::Addr>>(), maps::backend(backend_id), parse::last_hop(ctx, l3))
+        (maps::scratch::<Opening<F::Addr>>(), maps::backend(backend_id), parse::last_hop(ctx, l4_l3 as u16))
     else {
         return false;
     };
@@ -281,6 +288,9 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l3: u16) -> bool {
     fill::<F>(opening, backend, maps::now(), &hop);
     (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
     (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
+    let timestamps =
+        if opening.key.protocol == protocol::TCP { timestamp::offset(ctx, (l4_l3 >> 16) as u16) } else { 0 };
+    (opening.forward.timestamps, opening.reply.timestamps) = (timestamps, timestamps);
     true
 }
 
@@ -358,15 +368,15 @@ fn take_port<F: Family>(service_backend: u32, attempt: u32) -> bool {
     opening.forward.sport = Be16::new(port);
     reverse(&mut opening.reply_key, &opening.forward, opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
-    if !owned && reclaim::<F>(settings, opening) {
+    if !owned && reclaim::<F>(settings, opening, attempt >= PATIENT_ATTEMPTS) {
         owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
     }
     owned && F::insert_translation(&opening.key, &opening.forward, 0)
 }
 
-/// Frees the wanted port if its flow has been idle for longer than its state allows.
+/// Frees the wanted port if its flow has been idle for longer than its state allows, or if it has ended and there is need.
 #[inline(always)]
-fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>) -> bool {
+fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>, need: bool) -> bool {
     let Some(reply) = F::translation(&opening.reply_key) else {
         return true;
     };
@@ -380,7 +390,8 @@ fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>) -> bo
         // The client may have a newer flow with another port: then this one is over.
         if forward.sport == opening.reply_key.dport && forward.dst == opening.reply_key.src {
             let idle = core::cmp::min(now.wrapping_sub(forward.time), now.wrapping_sub(reply.time));
-            if idle <= settings.timeouts[forward.state as usize & 7] as u32 {
+            let has_ended = forward.state as u8 == state::TCP_CLOSED;
+            if idle <= settings.timeouts[forward.state as usize & 7] as u32 && !(need && has_ended) {
                 return false;
             }
             close::<F>(opening, forward);
@@ -452,6 +463,7 @@ fn refresh<F: Family>(
             (reply.sport, reply.dport) = (packet.dport, packet.sport);
             (reply.service, reply.backend) = (current.service, current.backend);
             (reply.time, reply.state, reply.direction) = (now, 0, TO_CLIENT);
+            reply.timestamps = current.timestamps;
             reply.last_hop = hop;
             // If it fails, another CPU has just done it, or the map is full of younger entries.
             F::insert_translation(&scratch.reply_key, &scratch.reply, maps::ONLY_NEW);

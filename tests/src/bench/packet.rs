@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 
 use super::plot::{self, Line};
 use super::report::{self, Bar, Figure, median};
-use crate::packet::frame::Frame;
+use crate::packet::frame::{Frame, Transport};
 use crate::packet::world::{Server, World};
 
 static GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator-ebpf"));
@@ -64,17 +64,24 @@ struct Mode {
     encap: u8,
     v6: bool,
     udp: bool,
+    /// With the options that TCP segments usually have.
+    options: bool,
 }
 
-const MODES: [Mode; 7] = [
-    Mode { name: "dsr-l2", mode: mode::DSR, encap: encap::NONE, v6: false, udp: false },
-    Mode { name: "dsr-ipip", mode: mode::DSR, encap: encap::IPV4, v6: false, udp: false },
-    Mode { name: "dsr-ipip UDP", mode: mode::DSR, encap: encap::IPV4, v6: false, udp: true },
-    Mode { name: "dsr-ipip IPv6", mode: mode::DSR, encap: encap::IPV6, v6: true, udp: false },
-    Mode { name: "dsr-gue", mode: mode::DSR, encap: encap::GUE_IPV4, v6: false, udp: false },
-    Mode { name: "dnat", mode: mode::DNAT, encap: encap::NONE, v6: false, udp: false },
-    Mode { name: "nat", mode: mode::NAT, encap: encap::NONE, v6: false, udp: false },
+const MODES: [Mode; 8] = [
+    Mode { name: "dsr-l2", mode: mode::DSR, encap: encap::NONE, v6: false, udp: false, options: false },
+    Mode { name: "dsr-ipip", mode: mode::DSR, encap: encap::IPV4, v6: false, udp: false, options: false },
+    Mode { name: "dsr-ipip UDP", mode: mode::DSR, encap: encap::IPV4, v6: false, udp: true, options: false },
+    Mode { name: "dsr-ipip IPv6", mode: mode::DSR, encap: encap::IPV6, v6: true, udp: false, options: false },
+    Mode { name: "dsr-gue", mode: mode::DSR, encap: encap::GUE_IPV4, v6: false, udp: false, options: false },
+    Mode { name: "dnat", mode: mode::DNAT, encap: encap::NONE, v6: false, udp: false, options: false },
+    Mode { name: "nat", mode: mode::NAT, encap: encap::NONE, v6: false, udp: false, options: false },
+    Mode { name: "nat timestamps", mode: mode::NAT, encap: encap::NONE, v6: false, udp: false, options: true },
 ];
+
+/// As Linux sends them: segment size, SACK permitted, timestamps and window scale with a SYN, then timestamps alone.
+const SYN_OPTIONS: [u8; 20] = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+const OPTIONS: [u8; 12] = [1, 1, 8, 10, 1, 2, 3, 5, 5, 6, 7, 8];
 
 /// As the generator has it.
 #[repr(C)]
@@ -365,7 +372,16 @@ impl Bench {
             // As long as a TCP header.
             Frame::udp(client, 1_024, vip, 80).with(|frame| frame.payload = vec![0; 12]).bytes()
         } else {
-            Frame::tcp(client, 1_024, vip, 80, flags).with(|frame| frame.payload = Vec::new()).bytes()
+            Frame::tcp(client, 1_024, vip, 80, flags)
+                .with(|frame| {
+                    frame.payload = Vec::new();
+                    if let Transport::Tcp { options, .. } = &mut frame.transport
+                        && self.mode.options
+                    {
+                        *options = if flags == tcp_flag::SYN { SYN_OPTIONS.to_vec() } else { OPTIONS.to_vec() };
+                    }
+                })
+                .bytes()
         }
     }
 }

@@ -4,7 +4,7 @@
 //! DNAT, nginx and HAProxy as TCP proxies, and each of our modes.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
@@ -78,6 +78,12 @@ impl Way {
             Self::Ours(mode) => mode,
         }
     }
+
+    /// Of its own, because the proxies leave connections in TIME_WAIT on the gateway, and its kernel forwards no packet
+    /// that seems to belong to one of them.
+    fn vip(self) -> Ipv4Addr {
+        vip4(1 + WAYS.iter().position(|way| *way == self).unwrap_or(0) as u8)
+    }
 }
 
 /// What was measured of a way, one entry per round.
@@ -94,7 +100,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<bool> {
     let lab = Lab::up(&LabConfig { clients: 1, ..LabConfig::default() })?;
-    lab.add_vip_to_servers(vip4(1).into())?;
+    WAYS.iter().try_for_each(|way| lab.add_vip_to_servers(way.vip().into()))?;
     lab.servers.iter().try_for_each(|host| host.set_decap())?;
     let _servers = start_servers(&lab)?;
     let mut keep = vec![Measured::default(); WAYS.len()];
@@ -104,8 +110,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
             eprint!("\r\x1b[2Kround {}/{}: {}", round + 1, arguments.rounds, way.name());
             let running = Running::start(way, &lab).with_context(|| way.name())?;
             running.wait(&lab).with_context(|| way.name())?;
-            measure(&lab, arguments, false, &mut keep[index]).with_context(|| way.name())?;
-            measure(&lab, arguments, true, &mut close[index]).with_context(|| way.name())?;
+            measure(&lab, arguments, way, false, &mut keep[index]).with_context(|| way.name())?;
+            measure(&lab, arguments, way, true, &mut close[index]).with_context(|| way.name())?;
             running.stop(&lab)?;
         }
     }
@@ -255,7 +261,7 @@ impl Running {
     fn start(way: Way, lab: &Lab) -> Result<Self> {
         let namespace = &lab.gateway.namespace;
         let directory = lab.run().directory();
-        let vip = vip4(1);
+        let vip = way.vip();
         let servers: Vec<String> = lab.servers.iter().map(|host| host.addresses.ipv4.to_string()).collect();
         let mut running = Self { way, gateway: None, process: None };
         match way {
@@ -308,7 +314,9 @@ impl Running {
             Way::Ours(mode) => {
                 let mut services = format!("[[service]]\nname = \"web\"\nmode = {mode:?}\nlisten = [\"{vip}:80\"]\n");
                 if mode == "nat" {
-                    services += "nat_ports = \"1024-65535\"\n";
+                    // Of its own: the proxies before it have left connections in TIME_WAIT, of the address that `nat`
+                    // would take by itself and with timestamps of another clock.
+                    services += &format!("nat_source = [\"{}\"]\n", lab.gateway.links[0].addresses.ipv4);
                 }
                 for server in &servers {
                     services += &format!("[[service.server]]\naddress = \"{server}\"\n");
@@ -322,12 +330,12 @@ impl Running {
     }
 
     fn wait(&self, lab: &Lab) -> Result<()> {
-        wait_for(lab, vip4(1).into())
+        wait_for(lab, self.way.vip().into())
     }
 
     fn stop(mut self, lab: &Lab) -> Result<()> {
         let namespace = &lab.gateway.namespace;
-        let vip = vip4(1);
+        let vip = self.way.vip();
         drop(self.process.take());
         if let Some(mut gateway) = self.gateway.take() {
             ensure!(gateway.stop(Signal::SIGTERM) == Some(0), "the gateway did not end well:\n{}", gateway.log());
@@ -352,7 +360,7 @@ fn tool(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<()> 
     Ok(())
 }
 
-fn measure(lab: &Lab, arguments: &Arguments, close: bool, measured: &mut Measured) -> Result<()> {
+fn measure(lab: &Lab, arguments: &Arguments, way: Way, close: bool, measured: &mut Measured) -> Result<()> {
     let mut command = lab.clients[0].namespace().command("wrk");
     command.args(["--threads", "1", "--latency", "--duration", &format!("{}s", arguments.seconds)]);
     command.args(["--connections", &arguments.connections.to_string()]);
@@ -360,7 +368,7 @@ fn measure(lab: &Lab, arguments: &Arguments, close: bool, measured: &mut Measure
         command.args(["--header", "Connection: close"]);
     }
     let output = command
-        .arg(format!("http://{}/", vip4(1)))
+        .arg(format!("http://{}/", way.vip()))
         .output()
         .context("cannot run wrk; `cargo xtask setup --for bench` installs it")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

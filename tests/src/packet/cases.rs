@@ -180,6 +180,7 @@ pub fn all() -> Vec<Case> {
         answers(&mut cases, family);
         foreign(&mut cases, family);
         super::corners::add(&mut cases, family);
+        super::timestamps::add(&mut cases, family);
     }
     cases
 }

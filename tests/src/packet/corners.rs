@@ -42,6 +42,10 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
         format!("{}/nat/a port is given to one flow only, until none is left", family.name),
         move || ports_run_out(family),
     ));
+    cases.push(Case::new(
+        format!("{}/nat/ports of ended connections are given again when no other is left", family.name),
+        move || ports_of_ended(family),
+    ));
 }
 
 fn fragments_follow(family: Family, mode: Mode) -> Result<()> {
@@ -348,11 +352,45 @@ fn type_of_service(family: Family, mode: Mode) -> Result<()> {
     Ok(())
 }
 
-fn ports_run_out(family: Family) -> Result<()> {
+/// One server, and eight ports towards it.
+fn few_ports(family: Family) -> Result<(World, u16, Vec<u16>)> {
     let mut world = World::new()?;
     let server = Server::at(family.servers[0]).with(|s| s.port = 8080);
     let (service, ids) = world.service(mode::NAT, 0, &[(family.vip, 80, protocol::TCP)], &[server])?;
     world.change_service(service, |s| (s.nat_port_first, s.nat_port_last) = (20_000, 20_007))?;
+    Ok((world, service, ids))
+}
+
+fn ports_of_ended(family: Family) -> Result<()> {
+    let (mut world, service, ids) = few_ports(family)?;
+    let open = |world: &mut World, sport| -> Result<u16> {
+        let ran = world.run(&packet(&family, protocol::TCP, sport, SYN).bytes())?;
+        expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;
+        Ok(source_port(&ran, &family))
+    };
+    let mut last = Vec::new();
+    for sport in 40_000..40_008 {
+        last.push(open(&mut world, sport)?);
+        world.run(&packet(&family, protocol::TCP, sport, tcp_flag::RST).bytes())?;
+    }
+    // Of those that live on, none is taken away.
+    let first = open(&mut world, 40_100)?;
+    for sport in 40_101..40_140 {
+        open(&mut world, sport)?;
+        world.run(&packet(&family, protocol::TCP, sport, tcp_flag::RST).bytes())?;
+    }
+    let ran = world.run(&packet(&family, protocol::TCP, 40_100, ACK).bytes())?;
+    expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;
+    ensure!(source_port(&ran, &family) == first, "the flow that lived on has another port");
+    last.sort_unstable();
+    last.dedup();
+    ensure!(last.len() == 8, "of eight ports, only {} were used while any was fresh", last.len());
+    ensure!(world.active(ids[0]) == 1, "{} active flows", world.active(ids[0]));
+    Ok(())
+}
+
+fn ports_run_out(family: Family) -> Result<()> {
+    let (mut world, service, ids) = few_ports(family)?;
     let mut taken = Vec::new();
     let mut refused = 0;
     for sport in 40_000..40_012 {

@@ -4,6 +4,7 @@ pub mod frame;
 pub mod world;
 mod cases;
 mod corners;
+mod timestamps;
 pub mod runner;
 
 pub use runner::main;

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use loadbalancer_tests::support::hold::Protocol;
+use loadbalancer_tests::support::host::Host;
 use loadbalancer_tests::support::lab::{vip4, vip6};
+use loadbalancer_tests::support::load::{Load, Pace};
 use loadbalancer_tests::support::plan::LabConfig;
 use loadbalancer_tests::support::server::Ports;
 
@@ -139,6 +141,42 @@ fn a_clients_flows_meet_on_one_server() {
     }
 }
 
+/// Each source port comes back within the server's TIME_WAIT, with another client's timestamps as like as not.
+#[test]
+fn nat_uses_ports_again_at_once() {
+    let world = Setup::new("nat")
+        .with(|setup| {
+            setup.vips = both();
+            setup.keys = "nat_ports = \"20000-20063\"".to_owned();
+        })
+        .up();
+    for vip in both() {
+        let loads: Vec<_> = world
+            .lab
+            .clients
+            .iter()
+            .map(|client| {
+                let mut load = Load::new((vip, 80).into());
+                load.query.close = true;
+                (load.max_requests, load.pace) = (600, Pace::Closed { workers: 2 });
+                load.start(client.namespace()).expect("started")
+            })
+            .collect();
+        for load in loads {
+            let report = load.wait();
+            world.assert_clean(&report);
+            // A SYN that the server does not take comes again after a second (RFC 6298).
+            assert!(report.latency_us.max() < 900_000, "{vip}: {} us\n{}", report.latency_us.max(), world.tell());
+        }
+    }
+    let waiting = |host: &Host| {
+        let sockets = host.namespace().command("ss").args(["-Htan", "state", "time-wait"]).output().expect("ss");
+        String::from_utf8_lossy(&sockets.stdout).lines().count()
+    };
+    let waiting: Vec<usize> = world.lab.servers.iter().map(waiting).collect();
+    assert!(waiting.iter().all(|count| *count > 64), "connections in TIME_WAIT: {waiting:?}");
+}
+
 #[test]
 fn shares_follow_weights() {
     let world = Setup::new("nat")
@@ -169,7 +207,7 @@ fn a_lower_tier_serves_only_while_the_upper_is_full_or_down() {
     let vip = vip4(1).into();
     let report = world.load(vip, |load| {
         load.max_requests = 50;
-        load.pace = loadbalancer_tests::support::load::Pace::Closed { workers: 1 };
+        load.pace = Pace::Closed { workers: 1 };
     });
     let report = report.wait();
     world.assert_clean(&report);
