@@ -180,6 +180,8 @@ pub fn all() -> Vec<Case> {
         answers(&mut cases, family);
         foreign(&mut cases, family);
         super::corners::add(&mut cases, family);
+        super::jumbo::add(&mut cases, family);
+        super::lifetime::add(&mut cases, family);
     }
     cases
 }

@@ -4,6 +4,10 @@ pub mod frame;
 pub mod world;
 mod cases;
 mod corners;
+mod flow;
+mod entries;
+mod jumbo;
+mod lifetime;
 pub mod runner;
 
 pub use runner::main;
