@@ -8,6 +8,11 @@ mod flow;
 mod entries;
 mod jumbo;
 mod lifetime;
+mod fragments;
+mod last_hop;
+mod hot;
+mod repair;
+mod ends;
 pub mod runner;
 
 pub use runner::main;
