@@ -8,6 +8,7 @@ use loadbalancer_common::affinity::state::{
 };
 use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::service::mode;
 
 use super::cases::{Family, MODES, Mode, expect, packet, world};
 use super::entries;
@@ -123,6 +124,10 @@ const BOTH_WAYS: [(&str, &[Step]); 9] = [
 
 pub fn add(cases: &mut Vec<Case>, family: Family) {
     for mode in MODES {
+        cases
+            .push(Case::new(format!("{}/tcp/{}/the end of an unknown flow counts nothing", family.name, mode.name), {
+                move || stray(family, mode)
+            }));
         let both_ways = if mode.rewrites() { &BOTH_WAYS[..] } else { &[] };
         for (what, steps) in ONE_WAY.iter().chain(both_ways) {
             cases.push(Case::new(format!("{}/tcp/{}/{what}: counted off once", family.name, mode.name), move || {
@@ -130,6 +135,28 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
             }));
         }
     }
+}
+
+/// A connection that the gateway knows only by its end is none that is open.
+fn stray(family: Family, mode: Mode) -> Result<()> {
+    for flags in [FIN | ACK, RST, RST | ACK] {
+        let (mut world, service, backends) = world(&family, &mode, 0)?;
+        for flags in [flags, ACK, flags] {
+            let ran = world.run(&packet(&family, protocol::TCP, 40_000, flags).bytes())?;
+            if mode.mode == mode::NAT {
+                expect(&ran, "DROP", service, Outcome::UnknownFlow)?;
+            } else {
+                expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;
+            }
+            let active = [world.active(backends[0]), world.active(backends[1])];
+            ensure!(active == [0, 0], "active flows {active:?} after flags {flags:#x}");
+        }
+        let flow = Flow::tcp(&mut world, service, family, mode, 40_000).context("the next connection")?;
+        let now = entries::newest(&world, &flow)?;
+        ensure!(now.is_some_and(|(flow_state, _)| flow_state == OPENING), "state and age are {now:?}");
+        ensure!(world.active(backends[0]) + world.active(backends[1]) == 1, "the next connection must count");
+    }
+    Ok(())
 }
 
 fn run(family: Family, mode: Mode, steps: &[Step]) -> Result<()> {
