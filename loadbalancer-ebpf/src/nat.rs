@@ -311,7 +311,7 @@ fn fill<F: Family>(opening: &mut Opening<F::Addr>, backend: &Backend, now: u32, 
     forward.time = now;
     forward.state = if key.protocol == protocol::TCP { state::TCP_SYN } else { state::UDP } as u32;
     forward.direction = TO_SERVER;
-    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 };
+    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, outer_tag: 0 };
     let reply = &mut opening.reply;
     (reply.src, reply.dst, reply.sport, reply.dport) = (key.dst, key.src, key.dport, key.sport);
     reply.time = now;

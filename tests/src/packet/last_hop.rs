@@ -26,6 +26,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
         case("answers carry the tags of what they answer", answers);
         if mode.rewrites() {
             case("replies carry the client's tags", tags);
+            case("replies carry the kind of the client's outer tag", unusual_tags);
             case("fragments of replies carry the client's tags", fragment_tags);
             case("replies follow a client that moves", moves);
             case("each flow's replies go where its client is", two_flows);
@@ -78,6 +79,27 @@ fn moves(family: Family, mode: Mode) -> Result<()> {
             flow.reply(&mut world, flow.answer(ACK)).with_context(|| format!("protocol {number}, move {step}"))?;
             state = entries::newest(&world, &flow)?.context("the flow has an entry")?.0;
         }
+    }
+    Ok(())
+}
+
+/// Two plain tags on top of each other, or a single one of QinQ's kind, come back as they are.
+fn unusual_tags(family: Family, mode: Mode) -> Result<()> {
+    for (tags, outer) in [(TAGS[3], ethertype::VLAN), (TAGS[1], ethertype::QINQ), (&[0], ethertype::VLAN)] {
+        let with_outer = |mut frame: Vec<u8>| {
+            frame[12..14].copy_from_slice(&outer.to_be_bytes());
+            frame
+        };
+        let (mut world, service, _) = world(&family, &mode, 0)?;
+        let mut flow = Flow::tcp(&mut world, service, family, mode, 40_000)?;
+        flow.first.tags = tags.to_vec();
+        entries::set(&world, &flow, flow.first_state(), 1)?;
+        let ran = world.run(&with_outer(flow.client(ACK).bytes()))?;
+        expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;
+        let ran = world.run(&flow.answer(ACK).bytes())?;
+        expect(&ran, "TX", service, Outcome::ReplyForwarded)?;
+        let expected = with_outer(flow.at_client(flow.answer(ACK)).bytes());
+        same(&ran.frame, &expected).with_context(|| format!("tags {tags:?}, the outer of kind {outer:#x}"))?;
     }
     Ok(())
 }
