@@ -1,5 +1,6 @@
 //! What the kernel's maps hold of a flow: read, aged and taken away by tests.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -41,13 +42,17 @@ pub(super) fn in_one_tick(test: impl Fn() -> Result<()>) -> Result<()> {
 pub(super) fn flow_hash(family: &Family, number: u8, port: u16) -> u64 {
     let ports = (Be16::new(port), Be16::new(80));
     match (family.client.parse().expect("an address"), family.vip.parse().expect("an address")) {
-        (std::net::IpAddr::V4(client), std::net::IpAddr::V4(vip)) => {
-            hash::flow4(SEED, client.into(), vip.into(), ports.0, ports.1, number)
-        }
-        (std::net::IpAddr::V6(client), std::net::IpAddr::V6(vip)) => {
-            hash::flow6(SEED, client.into(), vip.into(), ports.0, ports.1, number)
-        }
+        (IpAddr::V4(client), IpAddr::V4(vip)) => hash::flow4(SEED, client.into(), vip.into(), ports.0, ports.1, number),
+        (IpAddr::V6(client), IpAddr::V6(vip)) => hash::flow6(SEED, client.into(), vip.into(), ports.0, ports.1, number),
         _ => unreachable!("a family's addresses are of one family"),
+    }
+}
+
+/// Hash of a client of a service, as the packet path computes it.
+pub(super) fn client_hash(client: IpAddr, service: u16) -> u64 {
+    match client {
+        IpAddr::V4(client) => hash::client4(SEED, client.into(), service),
+        IpAddr::V6(client) => hash::client6(SEED, client.into(), service),
     }
 }
 
@@ -95,8 +100,8 @@ pub(super) fn change_last_hop(world: &World, flow: &Flow, change: impl FnOnce(&m
     }
     let maps = &world.kernel().maps;
     match flow.family.client.parse()? {
-        std::net::IpAddr::V4(client) => change_value(&maps.last_hops4, &client.into(), change),
-        std::net::IpAddr::V6(client) => change_value(&maps.last_hops6, &client.into(), change),
+        IpAddr::V4(client) => change_value(&maps.last_hops4, &client.into(), change),
+        IpAddr::V6(client) => change_value(&maps.last_hops6, &client.into(), change),
     }
 }
 

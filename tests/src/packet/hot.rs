@@ -1,5 +1,7 @@
 //! Where new flows go when servers are hot: the second choice if it is cooler, and never a known flow.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use anyhow::{Context, Result, ensure};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{protocol, tcp_flag};
@@ -8,7 +10,7 @@ use loadbalancer_common::ring::SLOTS;
 use loadbalancer_common::service::Service;
 
 use super::cases::{Family, MODES, Mode, expect, packet, world};
-use super::entries::flow_hash;
+use super::entries::{client_hash, flow_hash};
 use super::runner::Case;
 use super::world::World;
 
@@ -77,10 +79,11 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
 
 /// Ports of flows whose choices are these, by index of the server in a ring in which two take turns.
 fn ports(family: Family, number: u8, first: usize, second: usize) -> impl Iterator<Item = u16> {
-    (40_000..50_000).filter(move |port| {
-        let hash = flow_hash(&family, number, *port);
-        [hash, hash::second(hash)].map(|hash| hash::scale(hash, SLOTS) as usize % 2) == [first, second]
-    })
+    (40_000..50_000).filter(move |port| choices(flow_hash(&family, number, *port)) == [first, second])
+}
+
+fn choices(hash: u64) -> [usize; 2] {
+    [hash, hash::second(hash)].map(|hash| hash::scale(hash, SLOTS) as usize % 2)
 }
 
 fn set(world: &World, backend: u16, load: Load) -> Result<()> {
@@ -156,13 +159,19 @@ fn known_flows_stay(family: Family, mode: Mode) -> Result<()> {
 }
 
 fn client_stays(family: Family, mode: Mode) -> Result<()> {
-    let (mut world, _, backends) = world(&family, &mode, Service::CLIENT_AFFINITY)?;
-    world.run(&packet(&family, protocol::TCP, 40_000, SYN).bytes())?;
-    let own = backends.iter().position(|id| world.active(*id) == 1).context("one has the flow")?;
-    let (own, other) = (backends[own], backends[1 - own]);
+    let (mut world, service, backends) = world(&family, &mode, Service::CLIENT_AFFINITY)?;
+    // A client that would have another server as its second choice.
+    let client = (1..200u8)
+        .map(|last| match family.client.parse().expect("an address") {
+            IpAddr::V4(addr) => Ipv4Addr::from_bits(addr.to_bits() & !0xff | u32::from(last)).into(),
+            IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() & !0xff | u128::from(last)).into(),
+        })
+        .find(|client| choices(client_hash(*client, service)) == [0, 1])
+        .context("some client has these choices")?;
+    let (own, other) = (backends[0], backends[1]);
     world.change_backend(own, |b| (b.hot_mark, b.high_water) = (1, 3))?;
-    for (port, expected) in [(40_001, [2, 0]), (40_002, [3, 0]), (40_003, [3, 1]), (40_004, [3, 2])] {
-        world.run(&packet(&family, protocol::TCP, port, SYN).bytes())?;
+    for (port, expected) in [(40_000, [1, 0]), (40_001, [2, 0]), (40_002, [3, 0]), (40_003, [3, 1]), (40_004, [3, 2])] {
+        world.run(&packet(&family, protocol::TCP, port, SYN).with(|f| f.src = client).bytes())?;
         let active = [world.active(own), world.active(other)];
         ensure!(active == expected, "active flows {active:?}, expected {expected:?}");
     }

@@ -7,7 +7,6 @@ use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::backend::Backend;
 use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER};
-use loadbalancer_common::hash;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
@@ -16,7 +15,7 @@ use super::cases::{Family, MODES, Mode, expect, packet, world};
 use super::entries::{self, in_one_tick};
 use super::flow::Flow;
 use super::runner::Case;
-use super::world::{SEED, Server, World};
+use super::world::{Server, World};
 
 const SYN: u8 = tcp_flag::SYN;
 const ACK: u8 = tcp_flag::ACK;
@@ -133,10 +132,7 @@ fn middle(family: Family, mode: Mode) -> Result<()> {
 
 fn client(family: Family, mode: Mode) -> Result<()> {
     let (mut world, service, backends) = world(&family, &mode, Service::CLIENT_AFFINITY)?;
-    let hash = match family.client.parse()? {
-        std::net::IpAddr::V4(client) => hash::client4(SEED, client.into(), service),
-        std::net::IpAddr::V6(client) => hash::client6(SEED, client.into(), service),
-    };
+    let hash = entries::client_hash(family.client.parse()?, service);
     world.run(&packet(&family, protocol::TCP, 40_000, SYN).bytes())?;
     let own = backends.iter().position(|id| world.active(*id) == 1).context("one has the flow")?;
     let (own, other) = (backends[own], backends[1 - own]);
