@@ -62,9 +62,10 @@ pub struct LastHop {
     pub ifindex: u32,
     /// Ethernet addresses for the reply: destination, then source, as they stand in the header.
     pub macs: [u16; 6],
-    /// VLAN tag control information of the reply, network order, outer first; zero: no such tag.
+    /// VLAN tag control information of the reply, network order, outer first. The inner one is zero if there is none.
     pub tags: [u16; 2],
     /// Largest IP packet of that interface; zero: not known.
     pub mtu: u16,
-    pub pad: u16,
+    /// EtherType of the outer tag, network order; zero: no tag. Two tags may be QinQ, or both plain ones.
+    pub outer_tag: u16,
 }

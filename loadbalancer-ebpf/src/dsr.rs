@@ -4,6 +4,7 @@ use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::clock::{TIME_MASK, age};
+use loadbalancer_common::net::tcp_flag;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
 use loadbalancer_common::settings::Settings;
@@ -51,6 +52,9 @@ pub fn to_server<F: Family>(
             Ok(id) => chosen = id,
             Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
         }
+        if packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
+            ended(hash, packet.tcp_flags, now);
+        }
         if service.mode == mode::DNAT {
             remember_client::<F>(ctx, packet);
         }
@@ -92,6 +96,18 @@ fn known_flow<A>(service: &Service, settings: &Settings, packet: &Packet<A>, fou
     };
     affinity::touch(found, next, now);
     entry.backend()
+}
+
+/// A flow that begins with its end was counted as active, like any other, and is not.
+#[inline(never)]
+fn ended(hash: u64, tcp_flags: u8, now: u16) -> u32 {
+    if let Some(settings) = maps::settings() {
+        let found = affinity::find(settings, hash);
+        if found.is_some() {
+            affinity::touch(&found, state::after_tcp(found.entry.state(), tcp_flags, true), now);
+        }
+    }
+    0
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -147,7 +147,7 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, new: &Rewr
 #[inline(always)]
 fn transport<A>(ctx: &XdpContext, packet: &mut Packet<A>) -> Option<()> {
     let l4 = packet.l4 as usize;
-    let room = (packet.l3 + packet.length).checked_sub(packet.l4)? as usize;
+    let room = (packet.l3 as usize + packet.length as usize).checked_sub(l4)?;
     match packet.protocol {
         protocol::TCP => {
             if room < TcpHdr::LEN {

@@ -257,23 +257,23 @@ pub fn to_client<F: Family>(
     hop: &LastHop,
     outcome: Outcome,
 ) -> Verdict {
-    let length = if hop.tags[0] == 0 {
+    let length = if hop.outer_tag == 0 {
         EthHdr::LEN
     } else if hop.tags[1] == 0 {
         EthHdr::LEN + TAG_LEN
     } else {
         EthHdr::LEN + 2 * TAG_LEN
     };
-    let [vlan, qinq] = [Be16::new(ethertype::VLAN).0, Be16::new(ethertype::QINQ).0];
+    let vlan = Be16::new(ethertype::VLAN).0;
     let ethertype = F::ETHERTYPE.0;
     let done = frame::grow_head(ctx, length as i32 - packet.l3 as i32)
         && frame::store(ctx, 0, hop.macs)
-        && if hop.tags[0] == 0 {
+        && if hop.outer_tag == 0 {
             frame::store(ctx, 12, ethertype)
         } else if hop.tags[1] == 0 {
-            frame::store(ctx, 12, [vlan, hop.tags[0], ethertype])
+            frame::store(ctx, 12, [hop.outer_tag, hop.tags[0], ethertype])
         } else {
-            frame::store(ctx, 12, [qinq, hop.tags[0], vlan, hop.tags[1], ethertype])
+            frame::store(ctx, 12, [hop.outer_tag, hop.tags[0], vlan, hop.tags[1], ethertype])
         };
     if !done {
         return Verdict::drop(service, Outcome::Internal);

@@ -67,11 +67,18 @@ pub fn to_server<F: Family>(
         return Verdict::drop(service_id, Outcome::Internal);
     };
     let mut known = F::translation(tuple);
-    let is_known = known.is_some();
+    let mut is_known = known.is_some();
     if let Some(found) = known {
         // SAFETY: conntrack values live until a grace period after their removal.
-        if !goes_on(service, settings, packet, unsafe { &*found }) {
+        let translation = unsafe { &*found };
+        let now = maps::now();
+        if !goes_on(service, settings, packet, translation) {
             known = None;
+        } else if translation.time != now && refresh::<F>(ctx, packet, found, now) != 0 {
+            // Its port is another flow's by now.
+            change_state(found, state::TCP_CLOSED);
+            F::remove_translation(tuple);
+            (known, is_known) = (None, false);
         }
     }
     let found = match known {
@@ -89,10 +96,6 @@ pub fn to_server<F: Family>(
     };
     // SAFETY: as above; other CPUs change only state and time, each a word.
     let translation = unsafe { &*found };
-    let now = maps::now();
-    if translation.time != now {
-        refresh::<F>(ctx, packet, found, now);
-    }
     let next =
         if packet.is_tcp() { state::after_tcp(translation.state as u8, packet.tcp_flags, true) } else { state::UDP };
     if next as u32 != translation.state {
@@ -318,7 +321,7 @@ fn fill<F: Family>(opening: &mut Opening<F::Addr>, backend: &Backend, now: u32, 
     forward.time = now;
     forward.state = if key.protocol == protocol::TCP { state::TCP_SYN } else { state::UDP } as u32;
     forward.direction = TO_SERVER;
-    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, pad: 0 };
+    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, outer_tag: 0 };
     let reply = &mut opening.reply;
     (reply.src, reply.dst, reply.sport, reply.dport) = (key.dst, key.src, key.dport, key.sport);
     reply.time = now;
@@ -407,11 +410,23 @@ fn reclaim<F: Family>(settings: &Settings, opening: &mut Opening<F::Addr>, need:
 fn close<F: Family>(opening: &mut Opening<F::Addr>, forward: &Translation<F::Addr>) {
     reverse(&mut opening.old_reply_key, forward, opening.old_key.protocol);
     let (backend, was_active) = (forward.backend, state::is_active(forward.state as u8));
-    F::remove_translation(&opening.old_reply_key);
+    let key = &opening.old_key;
+    if let Some(reply) = F::translation(&opening.old_reply_key)
+        // SAFETY: conntrack values live until a grace period after their removal.
+        && answers(unsafe { &*reply }, key.src, key.sport, key.dst, key.dport)
+    {
+        F::remove_translation(&opening.old_reply_key);
+    }
     F::remove_translation(&opening.old_key);
     if was_active {
         maps::release(backend);
     }
+}
+
+/// Whether a reply entry is that of a client's flow, and not of one that took the port after the kernel evicted it.
+#[inline(always)]
+fn answers<A: PartialEq>(reply: &Translation<A>, src: A, sport: Be16, dst: A, dport: Be16) -> bool {
+    reply.dst == src && reply.dport == sport && reply.src == dst && reply.sport == dport
 }
 
 /// Moves a flow to another state; whoever ends it counts it off.
@@ -427,7 +442,7 @@ fn change_state<A>(translation: *mut Translation<A>, next: u8) {
 }
 
 /// Once a tick: the time, the way back, and the other direction's entry, which the kernel would otherwise evict as
-/// unused when packets flow one way only.
+/// unused when packets flow one way only. Not zero if it was evicted and another flow has taken the port.
 #[inline(never)]
 fn refresh<F: Family>(
     ctx: &XdpContext,
@@ -451,6 +466,9 @@ fn refresh<F: Family>(
             // SAFETY: the pointer is to a map value. A reply that reads half of each hop is lost like any other packet
             // on a link that is being changed.
             unsafe {
+                if !answers(&*reply, packet.src, packet.sport, packet.dst, packet.dport) {
+                    return 1;
+                }
                 if (*reply).last_hop != hop {
                     (*reply).last_hop = hop;
                 }

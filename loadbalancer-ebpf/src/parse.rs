@@ -100,10 +100,10 @@ pub fn last_hop(ctx: &XdpContext, l3: u16) -> Option<LastHop> {
         macs: [macs[3], macs[4], macs[5], macs[0], macs[1], macs[2]],
         tags: [0; 2],
         mtu: crate::forward::mtu(ctx),
-        pad: 0,
+        outer_tag: 0,
     };
     if l3 as usize >= EthHdr::LEN + TAG_LEN {
-        hop.tags[0] = frame::load::<u16>(ctx, EthHdr::LEN)?;
+        [hop.outer_tag, hop.tags[0]] = frame::load::<[u16; 2]>(ctx, EthHdr::LEN - 2)?;
     }
     if l3 as usize >= EthHdr::LEN + 2 * TAG_LEN {
         hop.tags[1] = frame::load::<u16>(ctx, EthHdr::LEN + TAG_LEN)?;

@@ -117,11 +117,11 @@ where
     })?;
     for (key, entry) in old {
         let partner_key = entry.reverse_key(key.protocol);
-        let partner = map.get(&partner_key)?;
+        // The partner may have been evicted, and its place taken by another flow's.
+        let partner = map.get(&partner_key)?.filter(|partner| partner.reverse_key(key.protocol) == key);
         if entry.direction == TO_CLIENT {
             // It goes with the entry of the other direction; alone it would hold its port for ever.
-            let belongs = partner.is_some_and(|forward| forward.sport == key.dport && forward.dst == key.src);
-            if !belongs {
+            if partner.is_none() {
                 map.remove(&key)?;
             }
             continue;
@@ -134,7 +134,9 @@ where
             continue;
         }
         map.remove(&key)?;
-        map.remove(&partner_key)?;
+        if partner.is_some() {
+            map.remove(&partner_key)?;
+        }
         census.expired += 1;
         census.nat[entry.state as usize & 7] -= 1;
         if state::is_active(entry.state as u8)

@@ -181,6 +181,13 @@ pub fn all() -> Vec<Case> {
         foreign(&mut cases, family);
         super::corners::add(&mut cases, family);
         super::timestamps::add(&mut cases, family);
+        super::jumbo::add(&mut cases, family);
+        super::lifetime::add(&mut cases, family);
+        super::fragments::add(&mut cases, family);
+        super::last_hop::add(&mut cases, family);
+        super::hot::add(&mut cases, family);
+        super::repair::add(&mut cases, family);
+        super::ends::add(&mut cases, family);
     }
     cases
 }

@@ -104,7 +104,7 @@ impl Frame {
         self.src.is_ipv6()
     }
 
-    fn protocol(&self) -> u8 {
+    pub fn protocol(&self) -> u8 {
         match (&self.transport, self.is_v6()) {
             (Transport::Tcp { .. }, _) => protocol::TCP,
             (Transport::Udp { .. }, _) => protocol::UDP,
@@ -214,6 +214,23 @@ impl Frame {
         bytes.extend(dst.octets());
         bytes.extend(rest);
         bytes
+    }
+
+    /// The packet in fragments, cut behind these numbers of bytes of its payload, each a multiple of 8.
+    pub fn fragments(&self, id: u32, cuts: &[usize]) -> Vec<Frame> {
+        let segment = self.segment();
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let ends = cuts.iter().copied().chain([segment.len()]);
+        starts
+            .zip(ends)
+            .map(|(start, end)| {
+                self.clone().with(|f| {
+                    f.transport = Transport::Raw(self.protocol());
+                    f.payload = segment[start..end].to_vec();
+                    f.fragment = Some(((start / 8) as u16, end < segment.len(), id));
+                })
+            })
+            .collect()
     }
 
     /// The whole frame.

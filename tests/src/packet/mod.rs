@@ -5,6 +5,15 @@ pub mod world;
 mod cases;
 mod corners;
 mod timestamps;
+mod flow;
+mod entries;
+mod jumbo;
+mod lifetime;
+mod fragments;
+mod last_hop;
+mod hot;
+mod repair;
+mod ends;
 pub mod runner;
 
 pub use runner::main;

@@ -29,6 +29,9 @@ pub const INGRESS: u32 = 1;
 /// The interface on which servers are. It need not exist: a test run does not send.
 pub const EGRESS: u32 = 77;
 
+/// Seed of the flow hash.
+pub const SEED: u64 = 0x5eed;
+
 /// Source address that `nat` uses in tests.
 pub const NAT_SOURCE4: &str = "10.0.0.1";
 pub const NAT_SOURCE6: &str = "fd00::1";
@@ -170,7 +173,7 @@ impl World {
     fn write_settings(&self) -> Result<()> {
         let seconds = [0, 300, 20, 7440, 120, 120, 10, 600];
         let settings = Settings {
-            seed: 0x5eed,
+            seed: SEED,
             affinity_mask: self.kernel().sizes.buckets() - 1,
             flags: self.flags,
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
@@ -308,6 +311,17 @@ impl World {
         let mut service = self.kernel().maps.services.get(&(id as u32))?.context("the service is there")?;
         change(&mut service);
         Ok(self.kernel().maps.services.set(&(id as u32), &service)?)
+    }
+
+    pub fn settings(&self) -> Result<Settings> {
+        self.kernel().maps.settings.get(&0)?.context("the settings are there")
+    }
+
+    /// Changes the settings in place.
+    pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<()> {
+        let mut settings = self.settings()?;
+        change(&mut settings);
+        Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
 
     /// A ring in which the members take turns.
