@@ -299,14 +299,18 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
 
 /// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start
 /// of the backend's own and in strides of the golden ratio, so that the next one is not simply one more (RFC 6056). If
-/// that one is taken, others are tried at random: another backend with the same address may be walking the same way.
+/// that one is taken, others are tried at random: another backend with the same address may be walking the same way. Those that
+/// give way in need are again taken in turn, as the server may still wait for the last segment of one that has just ended.
 #[inline(always)]
 fn port(settings: &Settings, service: &Service, backend: u16, attempt: u32) -> u32 {
     let ports = (service.nat_port_last - service.nat_port_first) as u32 + 1;
     let own = hash::mix(settings.seed ^ backend as u64);
     let number = maps::next_port_number(backend);
-    let place =
-        if attempt == 0 { own.wrapping_add(number.wrapping_mul(0x9e37_79b9) << 32) } else { hash::mix(own ^ number) };
+    let place = if attempt == 0 || attempt >= PATIENT_ATTEMPTS {
+        own.wrapping_add(number.wrapping_mul(0x9e37_79b9) << 32)
+    } else {
+        hash::mix(own ^ number)
+    };
     service.nat_port_first as u32 + hash::scale(place, ports)
 }
 
