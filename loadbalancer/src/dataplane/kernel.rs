@@ -113,7 +113,7 @@ pub enum KernelError {
     Aya { what: &'static str, source: AyaMapError },
     #[error("cannot take a handle of map {name}: {source}")]
     Handle { name: &'static str, source: io::Error },
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}\nhelp: {}", path.display(), pin_help(source, path))]
     Pin { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
         "the state pinned in {} has another layout or size: {difference}\nhelp: set `on_incompatible = \"replace\"` to \
@@ -132,6 +132,16 @@ pub enum KernelError {
     NoInterface { interface: String },
     #[error("cannot attach to {interface} in {mode} mode: {reason}")]
     Attach { interface: String, mode: &'static str, reason: String },
+}
+
+fn pin_help(error: &io::Error, path: &FilePath) -> String {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "make the BPF file system writable (`mount -o remount,rw`)".to_owned(),
+        _ => format!(
+            "pins need a BPF file system, which is never full; `findmnt --target {}` shows what is mounted there",
+            path.display()
+        ),
+    }
 }
 
 /// How an interface runs the program.

@@ -93,17 +93,57 @@ fn pinned_state_of_another_size_is_refused_or_replaced_as_told() {
 #[test]
 fn pins_that_cannot_be_made_are_told() {
     let lab = lab();
-    // In a mount namespace of its own, where the BPF file system is read-only.
     let gateway = Gateway::prepare(&lab, "interfaces = [\"client1\"]", SERVICE).expect("prepared");
-    let script = format!(
-        "mount --make-rprivate / && mount -t bpf bpf /sys/fs/bpf && mount -o remount,ro /sys/fs/bpf && exec {} run --config {}",
-        loadbalancer_tests::support::gateway::binary().display(),
-        gateway.config.display()
-    );
-    let output =
-        lab.gateway.namespace.command("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare runs");
-    assert_eq!(output.status.code(), Some(1));
-    has(&stderr(&output), &["cannot create", "Read-only file system"]);
+    let cases = [
+        (
+            "mount -t bpf bpf /sys/fs/bpf && mount -o remount,ro /sys/fs/bpf",
+            "Read-only file system",
+            "help: make the BPF file system writable (`mount -o remount,rw`)",
+        ),
+        (
+            // Room for its root directory only.
+            "mount -t bpf bpf /sys/fs/bpf && mkdir -p PINS && mount -t tmpfs -o nr_inodes=1 none PINS",
+            "No space left on device",
+            "help: pins need a BPF file system, which is never full; `findmnt --target",
+        ),
+    ];
+    for (mount, why, help) in cases {
+        // In a mount namespace of its own.
+        let script = format!(
+            "mount --make-rprivate / && {} && exec {} run --config {}",
+            mount.replace("PINS", &gateway.pins.display().to_string()),
+            loadbalancer_tests::support::gateway::binary().display(),
+            gateway.config.display()
+        );
+        let unshare = ["--mount", "sh", "-c", &script];
+        let output = lab.gateway.namespace.command("unshare").args(unshare).output().expect("unshare runs");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        has(&text, &["cannot create", why, help]);
+        assert_eq!(text.matches(why).count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn a_kernel_without_btf_is_told_and_does() {
+    let lab = lab();
+    let gateway =
+        Gateway::prepare(&lab, "interfaces = [\"client1\"]\non_stop = \"remove\"", SERVICE).expect("prepared");
+    let without_btf = |command: &str| {
+        let script = format!(
+            "mount --make-rprivate / && mount -t tmpfs none /sys/kernel/btf && exec {}",
+            command
+                .replace("BINARY", &loadbalancer_tests::support::gateway::binary().display().to_string())
+                .replace("CONFIG", &gateway.config.display().to_string())
+        );
+        lab.gateway.namespace.command("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare runs")
+    };
+    let doctor = without_btf("BINARY doctor --config CONFIG");
+    let text = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    has(&text, &["the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)", "the gateway works without"]);
+    let run = without_btf("timeout --preserve-status --signal TERM 3 BINARY run --config CONFIG");
+    assert_eq!(run.status.code(), Some(0), "{}", stderr(&run));
+    has(&stderr(&run), &["the gateway forwards"]);
 }
 
 #[test]
