@@ -27,6 +27,8 @@ pub const TICK: Duration = Duration::from_secs(1);
 const COMPARE: Duration = Duration::from_secs(30);
 /// The walk over the `nat` flows may take this part of the time at most.
 const NAT_CENSUS_SHARE: u32 = 20;
+/// Servers whose ways are told by name when many change at once.
+const TOLD_WAYS: usize = 20;
 
 /// What others ask of the controller.
 #[derive(Debug)]
@@ -306,17 +308,39 @@ impl Controller {
         }
     }
 
-    pub fn on_resolved(&mut self, resolved: Resolved) {
+    /// Says which servers' ways have changed, by name only as long as a person would read them.
+    fn tell_changes(&self, resolved: &Resolved) {
+        let (mut found, mut lost) = (0usize, 0usize);
         for (address, hop) in &resolved.hops {
             let before = self.resolved.hops.get(address);
             match (before, hop) {
                 (Some(Ok(before)), Ok(now)) if before == now => {}
-                (_, Ok(hop)) => tracing::info!(server = %address, ifindex = hop.ifindex, "way found"),
                 (Some(Err(before)), Err(now)) if before == now => {}
                 (_, Err(error)) if error.pending => {}
-                (_, Err(error)) => tracing::warn!(server = %address, reason = %error.reason, "no way to the server"),
+                (_, Ok(hop)) => {
+                    found += 1;
+                    if found <= TOLD_WAYS {
+                        tracing::info!(server = %address, ifindex = hop.ifindex, "way found");
+                    }
+                }
+                (_, Err(error)) => {
+                    lost += 1;
+                    if lost <= TOLD_WAYS {
+                        tracing::warn!(server = %address, reason = %error.reason, "no way to the server");
+                    }
+                }
             }
         }
+        if found > TOLD_WAYS {
+            tracing::info!(servers = found - TOLD_WAYS, "ways found to more servers");
+        }
+        if lost > TOLD_WAYS {
+            tracing::warn!(servers = lost - TOLD_WAYS, "no way to more servers; `loadbalancer backends` lists them");
+        }
+    }
+
+    pub fn on_resolved(&mut self, resolved: Resolved) {
+        self.tell_changes(&resolved);
         let mut resolved = resolved;
         for (address, hop) in &mut resolved.hops {
             // While an address is asked for again, what was known stays good.
