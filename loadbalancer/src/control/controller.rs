@@ -1,6 +1,6 @@
 //! The one task that owns the gateway's state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -431,14 +431,12 @@ impl Controller {
             maps.active.words().iter().map(|word| word.load(std::sync::atomic::Ordering::Relaxed) as i64).collect()
         };
         let before = count(maps);
-        let suspect = self
-            .servers
-            .iter()
-            .filter_map(|(id, state)| {
-                let number = self.reconciler.numbers.backends.get(&(id.service, id.backend))?;
-                Some((*number, state.suspect_since?))
-            })
-            .collect();
+        let number = |id: &ServerId| self.reconciler.numbers.backends.get(&(id.service, id.backend)).copied();
+        let suspect = self.servers.iter().filter_map(|(id, state)| Some((number(id)?, state.suspect_since?))).collect();
+        let is_down = |(id, state): (&ServerId, &ServerState)| {
+            (state.standing.health == Some(Health::Down)).then(|| number(id)).flatten()
+        };
+        let down: HashSet<u16> = self.servers.iter().filter_map(is_down).collect();
         let mut census = census::affinity(maps, &settings, census::now(), &suspect);
         let has_nat =
             self.reconciler.numbers.services.values().any(|id| {
@@ -467,9 +465,11 @@ impl Controller {
             }
             let id = id as u16;
             let last = self.drift.get(&id).copied().unwrap_or(0);
-            if last.signum() == error.signum() {
-                // Two counts agree: the smaller one is safe.
-                let correction = if error.abs() < last.abs() { error } else { last };
+            let is_down = down.contains(&id);
+            if last.signum() == error.signum() || is_down {
+                // Two counts agree: the smaller one is safe. A server that is down gets no flows, so one count will do;
+                // it must not seem full of those that died with it when it comes back.
+                let correction = if error.abs() < last.abs() || is_down { error } else { last };
                 let word = &maps.active.words()[id as usize];
                 word.fetch_add(correction as u64, std::sync::atomic::Ordering::SeqCst);
             } else {

@@ -55,7 +55,9 @@ struct Arguments {
 }
 
 fn parse_time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 60s or 2m"))?;
+    let seconds = text.parse().map(Duration::from_secs);
+    let time =
+        seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| format!("{error}; as in 60s, 2m"))?;
     if time < Duration::from_secs(10) { Err("the modes need 10s at least".to_owned()) } else { Ok(time) }
 }
 
