@@ -174,7 +174,8 @@ fn without_root_the_way_out_is_told() {
 
 #[test]
 fn commands_without_a_controller_say_how_to_start_one() {
-    for arguments in [&["status"][..], &["backend", "drain", "x"], &["reload"]] {
+    for arguments in [&["status", "--pins", "/sys/fs/bpf/no-such-gateway"][..], &["backend", "drain", "x"], &["reload"]]
+    {
         let output = command()
             .args(arguments)
             .args(["--socket", "/run/no-such-gateway.sock"])
