@@ -33,4 +33,7 @@ impl Settings {
     pub const ANY_PORT: u32 = 1;
     /// Some service is `dnat`: replies must be looked for.
     pub const DNAT: u32 = 2;
+    /// What goes out of the interface that it came from is redirected there. `XDP_TX` on a veth wakes the other end only
+    /// if that has an XDP program; a redirected frame wakes it if it has GRO as well.
+    pub const REDIRECT_BACK: u32 = 4;
 }

@@ -9,6 +9,8 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "compare-exchange on BPF exists only as an intrinsic")]
 
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::net::ethertype;
@@ -83,8 +85,12 @@ fn done(ctx: &XdpContext, verdict: Verdict) -> u32 {
         verdict.outcome(),
         verdict.action()
     );
-    #[cfg(not(feature = "debug-log"))]
-    let _ = ctx;
+    if verdict.action() == xdp_action::XDP_TX
+        && maps::settings().is_some_and(|settings| settings.flags & Settings::REDIRECT_BACK != 0)
+    {
+        // SAFETY: the helper takes any number.
+        return unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 };
+    }
     verdict.action()
 }
 

@@ -9,6 +9,7 @@ use loadbalancer_common::path::encap;
 use serde::Serialize;
 
 use crate::config::{Config, Mode, Service, XdpMode};
+use crate::control::start::{OWN_PINS, has_own_pins};
 use crate::dataplane::kernel::{self, Kernel, Sizes};
 use crate::network::facts;
 use crate::network::{Link, Network, ResolveError};
@@ -121,6 +122,9 @@ fn machine(findings: &mut Findings, is_root: bool) {
             "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)",
             "the gateway works without; tools such as bpftool tell less",
         );
+    }
+    if has_own_pins() {
+        findings.add("pins", Grade::Warning, OWN_PINS, "nsenter --net=/run/netns/NAME loadbalancer run");
     }
     match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").as_deref().map(str::trim) {
         Ok("0") => findings.add(

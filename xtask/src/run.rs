@@ -12,7 +12,7 @@ use crate::workspace::{Workspace, need_root};
 
 #[derive(Args)]
 pub struct Run {
-    /// How long the lab drives traffic, such as 60s
+    /// How long the lab drives traffic: 30s at least [default: 60s]
     #[arg(long, value_name = "TIME")]
     duration: Option<String>,
 
@@ -20,7 +20,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
-    /// Leave the lab up and say how to look around
+    /// Leave the lab up until Ctrl-C, and say how to look around
     #[arg(long)]
     keep: bool,
 

@@ -79,7 +79,9 @@ impl Test {
         let finished = step::watch(suite.name(), &mut command, self.verbose)?;
         let (cases, complaint) = judge(suite, &finished);
         if cases.failed > 0 && !self.verbose {
-            print!("{}", finished.output);
+            for line in finished.output.lines().filter(|line| !line.ends_with(" ... ok")) {
+                println!("{line}");
+            }
         }
         let ignored = if cases.ignored > 0 { format!(", {} ignored", cases.ignored) } else { String::new() };
         println!(

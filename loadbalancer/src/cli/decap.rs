@@ -28,6 +28,7 @@ async fn ends(network: &Network) -> Result<Vec<IpAddr>> {
 }
 
 pub fn decap(args: &DecapArgs) -> Result<()> {
+    super::need_root("taking packets out of tunnels")?;
     let mode = if args.generic { AttachMode::Generic } else { AttachMode::Native };
     super::block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -60,6 +60,7 @@ fn parse_lookup(text: &str) -> Result<Lookup, String> {
 }
 
 pub fn flows(args: &FlowsArgs) -> Result<()> {
+    super::need_root("reading the tables of flows")?;
     let maps = Maps::pinned(&args.pins)?;
     let mut out = std::io::stdout().lock();
     if let Some(lookup) = &args.find {

@@ -17,7 +17,7 @@ use loadbalancer::admin::client::{self, ClientError};
 use loadbalancer::config::{Config, ConfigErrors};
 use loadbalancer::control;
 use loadbalancer::control::snapshot::{Change, Snapshot};
-use loadbalancer::dataplane::kernel::remove_pins;
+use loadbalancer::dataplane::kernel::{lock_pins, remove_pin_root, remove_pins};
 use tracing_subscriber::EnvFilter;
 
 pub const SOCKET: &str = "/run/loadbalancer.sock";
@@ -137,7 +137,7 @@ enum BackendCommand {
         /// SERVICE/SERVER, or the server's name if only one service has it
         name: String,
         /// 0 to 1000; 0: no new flows
-        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000))]
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000), allow_negative_numbers = true)]
         weight: u16,
         #[command(flatten)]
         socket: SocketArgs,
@@ -220,7 +220,7 @@ fn check(file: &Path, json: bool) -> Result<()> {
             if json {
                 println!("[]");
             } else {
-                println!("{}: {services} services, {servers} servers; nothing is wrong", file.display());
+                println!("{}: nothing is wrong; services: {services}, servers: {servers}", file.display());
             }
             Ok(())
         }
@@ -296,8 +296,21 @@ fn change(command: BackendCommand) -> Result<()> {
     Ok(())
 }
 
+fn need_root(what: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!("{what} needs root\nhelp: run it with sudo");
+    }
+    Ok(())
+}
+
 fn detach(pins: &Path) -> Result<()> {
-    if remove_pins(pins)? {
+    need_root("detaching")?;
+    if pins.exists() && {
+        // Refused while a controller runs: it would believe that it still forwards.
+        let _lock = lock_pins(pins)?;
+        remove_pins(pins)?
+    } {
+        remove_pin_root(pins)?;
         println!("forwarding has ended; nothing is left in {}", pins.display());
         Ok(())
     } else {

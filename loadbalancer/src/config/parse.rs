@@ -422,6 +422,9 @@ fn parse_listen(text: &str) -> Result<Listen, (String, String)> {
     let port = match port {
         "*" => None,
         number => {
+            if number == "0" {
+                return Err(("there is no port 0".to_owned(), "name a port, or * for any".to_owned()));
+            }
             let number: NonZeroU16 = number.parse().map_err(|_| bad())?;
             Some(number.get())
         }

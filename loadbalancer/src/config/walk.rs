@@ -146,7 +146,10 @@ impl<'d, 'e> Section<'d, 'e> {
         let value = self.get(key)?;
         let (first, last) = (range.start(), range.end());
         let DeValue::Integer(number) = value.get_ref() else {
-            self.wrong_type(key, value, "a whole number", &format!("{key} = {first}"));
+            let float =
+                if let DeValue::Float(float) = value.get_ref() { float.as_str().parse::<f64>().ok() } else { None };
+            let near = float.map_or(*first, |float| (float as i64).clamp(*first, *last));
+            self.wrong_type(key, value, "a whole number", &format!("{key} = {near}"));
             return None;
         };
         let parsed = integer(number).filter(|number| range.contains(number));

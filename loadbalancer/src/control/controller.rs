@@ -13,7 +13,7 @@ use super::desire::{self, ServerId, Standing};
 use super::hot::{self, Load};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{self, Change, Snapshot};
-use crate::config::{Check, Config, Interface, Protocol, Service, XdpMode};
+use crate::config::{Check, Config, ConfigErrors, Interface, Protocol, Service, XdpMode};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
@@ -522,7 +522,9 @@ impl Controller {
     }
 
     fn try_reload(&mut self) -> Result<(), String> {
-        let new = Config::load(&self.config_path).map_err(|errors| errors.to_string())?;
+        // Who shows it says that it is an error.
+        let text = |errors: ConfigErrors| errors.to_string().trim_start_matches("error: ").to_owned();
+        let new = Config::load(&self.config_path).map_err(text)?;
         let fixed = [
             ("[limits]", new.limits != self.config.limits),
             ("gateway.pin_directory", new.gateway.pin_directory != self.config.gateway.pin_directory),
@@ -537,6 +539,13 @@ impl Controller {
         }
         for interface in &new.gateway.interfaces {
             crate::dataplane::kernel::interface_index(&interface.name).map_err(|error| error.to_string())?;
+        }
+        if let Some(name) = &new.gateway.vip_interface
+            && crate::dataplane::kernel::interface_index(name).is_err()
+        {
+            return Err(format!(
+                "there is no interface {name}\nhelp: correct `vip_interface` in [gateway]; `ip link` lists them"
+            ));
         }
         self.config = new;
         self.follow_config();
@@ -667,8 +676,12 @@ impl Controller {
             ));
         }
         for ((service, tier, effective), shown) in &mut servers {
-            let total = tier_weights.get(&(*service, *tier)).copied().unwrap_or(0);
-            shown.share = if total == 0 { 0.0 } else { f64::from(*effective) / total as f64 };
+            let of_service = tier_weights.iter().filter(|((of, _), total)| of == service && **total > 0);
+            let serving = of_service.min_by_key(|((_, tier), _)| *tier);
+            shown.share = match serving {
+                Some(((_, first), total)) if first == tier => f64::from(*effective) / *total as f64,
+                _ => 0.0,
+            };
         }
         let mut servers: Vec<snapshot::Server> = servers.into_iter().map(|(_, shown)| shown).collect();
         for part in desire::parts(service) {

@@ -145,7 +145,7 @@ pub fn desired(
             });
         }
     }
-    Desired { seed, timeouts: timeouts(&config.timeouts), services }
+    Desired { seed, timeouts: timeouts(&config.timeouts), redirect_back: resolved.has_veth, services }
 }
 
 fn backend(

@@ -8,6 +8,6 @@ pub mod desire;
 pub mod hot;
 pub mod resolver;
 pub mod snapshot;
-mod start;
+pub(crate) mod start;
 
 pub use start::run;

@@ -30,6 +30,8 @@ pub struct Resolved {
     pub hops: BTreeMap<IpAddr, Result<Hop, Unreachable>>,
     /// Index of each interface that exists.
     pub interfaces: BTreeMap<String, u32>,
+    /// Whether one of them is a veth.
+    pub has_veth: bool,
 }
 
 /// Why there is no way to an address.
@@ -102,6 +104,7 @@ async fn resolve(network: &Network, targets: &Targets) -> Resolved {
     for name in &targets.interfaces {
         if let Ok(Some(link)) = network.interface(name).await {
             resolved.interfaces.insert(name.clone(), link.index);
+            resolved.has_veth |= link.kind == "veth";
         }
     }
     resolved

@@ -86,7 +86,7 @@ pub struct Server {
     pub reason: Option<String>,
     /// Weight of the configuration, or set by the operator.
     pub weight: u32,
-    /// Part of its tier's new flows that are to go to it, 0 to 1.
+    /// Part of the service's new flows that are to go to it while its first tier has room, 0 to 1.
     pub share: f64,
     pub active: u32,
     pub high_water: Option<u32>,

@@ -1,6 +1,7 @@
 //! Start, event loop and stop of the controller.
 
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,10 +18,12 @@ use super::controller::{Controller, Request, TICK};
 use super::resolver::{self, Targets};
 use crate::admin;
 use crate::config::{Config, OnIncompatible, OnStop};
-use crate::dataplane::kernel::{Kernel, KernelError, pinned_interfaces, remove_pins};
+use crate::dataplane::kernel::{
+    Kernel, KernelError, interface_index, lock_pins, pinned_interfaces, remove_pin_root, remove_pins,
+};
 use crate::dataplane::reconcile::Reconciler;
 use crate::metrics;
-use crate::network::{Network, announce};
+use crate::network::{Link, Network, announce};
 
 const BPF_FS: &str = "/sys/fs/bpf";
 /// How long a start waits for the neighbours of all servers to answer.
@@ -44,7 +47,17 @@ pub async fn run(path: &Path) -> Result<()> {
         Some(address) => Some(metrics::Listener::bind(address).await?),
         None => None,
     };
+    let (network, changes) = Network::open().await?;
+    // Before anything changes: what an earlier controller has left goes on forwarding if this start fails.
+    for interface in &config.gateway.interfaces {
+        interface_index(&interface.name)?;
+    }
+    vip_interface(&network, &config).await?;
     mount_bpf_fs(&config.gateway.pin_directory)?;
+    if has_own_pins() {
+        tracing::warn!("{OWN_PINS}");
+    }
+    let _lock = lock_pins(&config.gateway.pin_directory)?;
     let mut kernel = load(&config)?;
     if let Some(packet_log) = kernel.packet_log() {
         tracing::warn!("this build logs every packet at level `debug`, which costs speed: RUST_LOG=debug shows it");
@@ -54,7 +67,6 @@ pub async fn run(path: &Path) -> Result<()> {
     let reconciler = Reconciler::new(kernel)?;
     let seed = seed(&config, &reconciler)?;
 
-    let (network, changes) = Network::open().await?;
     let (targets, wanted) = watch::channel(Targets::default());
     let (resolved_in, mut resolved) = mpsc::channel(1);
     let (reports_in, mut reports) = mpsc::channel(REPORTS);
@@ -62,15 +74,21 @@ pub async fn run(path: &Path) -> Result<()> {
     tokio::spawn(resolver::run(network.clone(), changes, wanted, resolved_in));
     let known = resolver::settle(&mut resolved, SETTLE).await;
     controller.on_resolved(known);
-    forget_unwanted_links(&controller);
     // A start that cannot do what it is told fails; later the same is logged and tried again.
-    if let Err(error) = controller.attach() {
-        if !adopted {
-            remove_pins(&controller.config.gateway.pin_directory)?;
+    let begun = match controller.attach() {
+        Ok(()) => assign_vips(&network, &controller).await,
+        Err(error) => Err(error.into()),
+    };
+    let mut assigned = match begun {
+        Ok(assigned) => assigned,
+        Err(error) => {
+            if !adopted {
+                remove_all(&controller.config.gateway.pin_directory)?;
+            }
+            return Err(error);
         }
-        return Err(error.into());
-    }
-    let mut assigned = assign_vips(&network, &controller).await?;
+    };
+    forget_unwanted_links(&controller);
     tokio::spawn(admin.serve(requests_in.clone(), controller.config.gateway.pin_directory.clone()));
     if let Some(listener) = metrics {
         tokio::spawn(listener.serve(requests_in));
@@ -97,7 +115,7 @@ pub async fn run(path: &Path) -> Result<()> {
                 // The error is logged and shown by `status`.
                 let reloaded = controller.reload();
                 if reloaded.is_ok() {
-                    assigned = reassign_vips(&network, &controller, assigned).await?;
+                    assigned = reassign_vips(&network, &controller, assigned).await;
                 }
                 notify(&[sd_notify::NotifyState::Ready]);
             }
@@ -122,7 +140,7 @@ pub async fn run(path: &Path) -> Result<()> {
                 let reload = matches!(request, Request::Reload(_));
                 controller.handle(request).await;
                 if reload {
-                    assigned = reassign_vips(&network, &controller, assigned).await?;
+                    assigned = reassign_vips(&network, &controller, assigned).await;
                 }
             }
             _ = tick.tick() => {
@@ -146,7 +164,7 @@ async fn stop(network: &Network, controller: &Controller, assigned: &[(String, I
             );
         }
         OnStop::Remove => {
-            remove_pins(&gateway.pin_directory)?;
+            remove_all(&gateway.pin_directory)?;
             for (interface, vip) in assigned {
                 network.unassign(interface, *vip).await?;
             }
@@ -154,6 +172,11 @@ async fn stop(network: &Network, controller: &Controller, assigned: &[(String, I
         }
     }
     Ok(())
+}
+
+fn remove_all(pin_directory: &Path) -> Result<(), KernelError> {
+    remove_pins(pin_directory)?;
+    remove_pin_root(pin_directory)
 }
 
 fn load(config: &Config) -> Result<Kernel> {
@@ -218,14 +241,21 @@ fn forget_unwanted_links(controller: &Controller) {
     }
 }
 
-async fn assign_vips(network: &Network, controller: &Controller) -> Result<Vec<(String, IpAddr)>> {
-    let mut assigned = Vec::new();
-    let Some(interface) = controller.config.gateway.vip_interface.clone() else {
-        return Ok(assigned);
+async fn vip_interface(network: &Network, config: &Config) -> Result<Option<(String, Link)>> {
+    let Some(interface) = config.gateway.vip_interface.clone() else {
+        return Ok(None);
     };
     let link = network.interface(&interface).await?.with_context(|| {
         format!("there is no interface {interface}\nhelp: correct `vip_interface` in [gateway]; `ip link` lists them")
     })?;
+    Ok(Some((interface, link)))
+}
+
+async fn assign_vips(network: &Network, controller: &Controller) -> Result<Vec<(String, IpAddr)>> {
+    let mut assigned = Vec::new();
+    let Some((interface, link)) = vip_interface(network, &controller.config).await? else {
+        return Ok(assigned);
+    };
     for vip in controller.vips() {
         if network.assign(&interface, vip).await? {
             tracing::info!(%vip, %interface, "VIP assigned");
@@ -241,17 +271,39 @@ async fn assign_vips(network: &Network, controller: &Controller) -> Result<Vec<(
     Ok(assigned)
 }
 
+/// After a reload. What goes wrong is logged; the next reload tries again.
 async fn reassign_vips(
     network: &Network,
     controller: &Controller,
     before: Vec<(String, IpAddr)>,
-) -> Result<Vec<(String, IpAddr)>> {
-    let now = assign_vips(network, controller).await?;
-    for (interface, vip) in before.iter().filter(|old| !now.contains(old)) {
-        network.unassign(interface, *vip).await?;
-        tracing::info!(%vip, %interface, "VIP removed");
+) -> Vec<(String, IpAddr)> {
+    let mut now = match assign_vips(network, controller).await {
+        Ok(now) => now,
+        Err(error) => {
+            tracing::error!(%error, "the VIPs are assigned as before");
+            return before;
+        }
+    };
+    for (interface, vip) in before.into_iter().filter(|old| !now.contains(old)).collect::<Vec<_>>() {
+        match network.unassign(&interface, vip).await {
+            Ok(_) => tracing::info!(%vip, %interface, "VIP removed"),
+            Err(error) => {
+                tracing::error!(%vip, %interface, %error, "cannot remove the VIP");
+                now.push((interface, vip));
+            }
+        }
     }
-    Ok(now)
+    now
+}
+
+/// What is said of a process with a BPF file system of its own: `ip netns exec` gives a new /sys, for one.
+pub const OWN_PINS: &str = "this process has a BPF file system of its own: what is pinned goes with it, and forwarding ends \
+                            when it does; to run in a network namespace use `nsenter --net=/run/netns/NAME`, not `ip netns exec`";
+
+/// Whether the BPF file system is another than that of the machine's first process.
+pub fn has_own_pins() -> bool {
+    let device = |root: &str| std::fs::metadata(format!("{root}{BPF_FS}")).map(|found| found.dev()).ok();
+    device("").zip(device("/proc/1/root")).is_some_and(|(own, first)| own != first)
 }
 
 /// Mounts the BPF file system where it is missing, as other BPF tools do.

@@ -14,6 +14,8 @@ pub struct Desired {
     pub seed: u64,
     /// Idle time-outs in ticks, by state.
     pub timeouts: [u16; TIMEOUTS],
+    /// See [`loadbalancer_common::settings::Settings::REDIRECT_BACK`].
+    pub redirect_back: bool,
     pub services: Vec<DesiredService>,
 }
 

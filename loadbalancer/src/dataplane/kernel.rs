@@ -1,6 +1,6 @@
 //! Loading the packet path into the kernel: programs, maps, pins and interfaces. The only user of aya.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path as FilePath, PathBuf};
@@ -22,6 +22,7 @@ use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::ring::{BLOCK_SLOTS, RingBlock, SLOT_BLOCKS};
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::{Settings, program as index};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::map::{Map, MapError, Mapped};
 use super::occupant;
@@ -123,12 +124,22 @@ pub enum KernelError {
     Incompatible { directory: PathBuf, difference: String },
     #[error(
         "interface {interface} already runs an XDP program: {program}\nhelp: detach it (`ip link set dev {interface} \
-         xdp off`), or leave this interface out of `interfaces`"
+         xdp off`; another gateway of ours: `loadbalancer detach --pins DIRECTORY`), or choose another interface"
     )]
     Occupied { interface: String, program: String },
+    #[error(
+        "a running controller keeps its state in {}\nhelp: stop it first; to run two, give each its own `pin_directory`",
+        directory.display()
+    )]
+    InUse { directory: PathBuf },
+    #[error(
+        "{} is not on a BPF file system, so there are no pins\nhelp: name the `pin_directory` of the configuration",
+        directory.display()
+    )]
+    NoPins { directory: PathBuf },
     #[error("nothing is pinned in {}: no gateway runs, or it keeps its state elsewhere", directory.display())]
     NothingPinned { directory: PathBuf },
-    #[error("there is no interface {interface}\nhelp: `ip link` lists them; correct `interfaces` in [gateway]")]
+    #[error("there is no interface {interface}\nhelp: `ip link` lists them; correct the name")]
     NoInterface { interface: String },
     #[error("cannot attach to {interface} in {mode} mode: {reason}")]
     Attach { interface: String, mode: &'static str, reason: String },
@@ -326,12 +337,55 @@ impl Kernel {
     }
 }
 
+/// What keeps two controllers from the same pins, for as long as it lives.
+#[derive(Debug)]
+pub struct PinLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+
+/// Takes the pins below a root, which is made if it is not there.
+pub fn lock_pins(pin_root: &FilePath) -> Result<PinLock, KernelError> {
+    let failed = |action| move |source| KernelError::Pin { action, path: pin_root.to_owned(), source };
+    fs::create_dir_all(pin_root).map_err(failed("create"))?;
+    let directory = File::open(pin_root).map_err(failed("open"))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(PinLock(directory)),
+        Err(TryLockError::WouldBlock) => Err(KernelError::InUse { directory: pin_root.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
+    }
+}
+
 /// Removes everything pinned below a root, of any layout version: programs detach, maps go. False if there was nothing.
+/// The root itself stays, if it is locked by who calls this.
 pub fn remove_pins(pin_root: &FilePath) -> Result<bool, KernelError> {
-    match fs::remove_dir_all(pin_root) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(KernelError::Pin { action: "remove", path: pin_root.to_owned(), source }),
+    let failed = |path: &FilePath| {
+        let path = path.to_owned();
+        move |source| KernelError::Pin { action: "remove", path, source }
+    };
+    let entries = match fs::read_dir(pin_root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries.map_err(failed(pin_root))?,
+    };
+    if !statfs(pin_root).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Err(KernelError::NoPins { directory: pin_root.to_owned() });
+    }
+    let mut found = false;
+    for entry in entries {
+        let path = entry.map_err(failed(pin_root))?.path();
+        let version = path.file_name().and_then(|name| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok());
+        if version.is_some() {
+            fs::remove_dir_all(&path).map_err(failed(&path))?;
+            found = true;
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the root of pins, if nothing else is in it.
+pub fn remove_pin_root(pin_root: &FilePath) -> Result<(), KernelError> {
+    match fs::remove_dir(pin_root) {
+        Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(KernelError::Pin { action: "remove", path: pin_root.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

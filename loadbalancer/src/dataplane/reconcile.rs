@@ -674,7 +674,7 @@ fn targets(service: &DesiredService, id: u16, vips: &mut BTreeMap<Target, Vip>) 
 }
 
 fn flags(desired: &Desired) -> u32 {
-    let mut flags = 0;
+    let mut flags = if desired.redirect_back { Settings::REDIRECT_BACK } else { 0 };
     for service in &desired.services {
         if service.mode == mode::NAT || service.listens.iter().any(|listen| listen.port.is_none()) {
             flags |= Settings::ANY_PORT;

@@ -37,10 +37,13 @@ const REFRESH: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Drives real HTTP traffic through a gateway between network namespaces, in every mode.
+/// With less, a phase has too few requests to judge shares by.
+const MIN_TIME: Duration = Duration::from_secs(30);
+
 #[derive(Parser)]
 #[command(name = "cargo xtask run", bin_name = "cargo xtask run")]
 struct Arguments {
-    /// Time of traffic, over all modes
+    /// Time of traffic, over all modes: 30s at least
     #[arg(long, default_value = "60s", value_parser = parse_time)]
     duration: Duration,
     /// Write the result as JSON
@@ -58,7 +61,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().map(Duration::from_secs);
     let time =
         seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| format!("{error}; as in 60s, 2m"))?;
-    if time < Duration::from_secs(10) { Err("the modes need 10s at least".to_owned()) } else { Ok(time) }
+    if time < MIN_TIME { Err("the modes need 30s at least".to_owned()) } else { Ok(time) }
 }
 
 pub fn main() -> ExitCode {
@@ -215,7 +218,8 @@ impl World {
         println!("  {binary} stats --watch --socket {socket}");
         println!("  {binary} status --socket {socket}");
         println!("  {binary} backend drain web/server1 --socket {socket}");
-        println!("  {binary} flows --pins {pins}");
+        let what = if self.mode == "nat" { "" } else { " --count" };
+        println!("  {binary} flows{what} --pins {pins}");
         println!("  ip netns exec {gateway} ip -details link");
         println!("The configuration is {}.", self.gateway.config.display());
         println!("Ctrl-C removes everything.");

@@ -5,6 +5,7 @@ use loadbalancer_common::backend::Backend;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
+use loadbalancer_common::settings::Settings;
 
 use super::cases::{Family, MODES, Mode, destination, expect, expect_sound, inner, packet, source_port, world};
 use super::frame::{CLIENT_MAC, Frame, GATEWAY_MAC, SERVER_MAC, Transport};
@@ -38,6 +39,13 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
             move || error_to_client(family, mode),
         ));
     }
+    cases.push(Case::new(format!("{}/icmp/an answer is redirected where that is wanted", family.name), move || {
+        let (mut world, service, _) = world(&family, &MODES[2], 0)?;
+        world.change_settings(|settings| settings.flags |= Settings::REDIRECT_BACK)?;
+        let kind = if family.name == "v6" { 128 } else { 8 };
+        let ran = world.run(&Frame::icmp(family.client, family.vip, kind, 0, 1).bytes())?;
+        expect(&ran, "REDIRECT", service, Outcome::EchoAnswered)
+    }));
     cases.push(Case::new(
         format!("{}/nat/a port is given to one flow only, until none is left", family.name),
         move || ports_run_out(family),

@@ -62,6 +62,63 @@ fn a_second_controller_is_refused() {
 }
 
 #[test]
+fn pins_belong_to_one_controller() {
+    let mut world = Setup::new("nat").up();
+    let (vip, pins) = (loadbalancer_tests::support::lab::vip4(1).into(), world.gateway.pins.display().to_string());
+    let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+    let other = world.gateway.config.with_file_name("other.toml");
+    std::fs::write(&other, text.replace("admin.sock", "other.sock")).expect("written");
+    let (other, told) = (other.display().to_string(), "a running controller keeps its state in");
+    for arguments in [&["run", "--config", &other][..], &["detach", "--pins", &pins]] {
+        let output = world.gateway.cli(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        has(&stderr(&output), &[told, "stop it first"]);
+        world.requests(vip, 10);
+    }
+    world.gateway.stop(Signal::SIGTERM);
+    world.requests_without_controller(vip, 10);
+    let output = world.gateway.cli(&["detach", "--pins", &pins]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!world.gateway.pins.exists());
+    let directory = world.gateway.config.parent().expect("it has one").display().to_string();
+    let output = world.gateway.cli(&["detach", "--pins", &directory]);
+    assert_eq!(output.status.code(), Some(1));
+    has(&stderr(&output), &["is not on a BPF file system, so there are no pins"]);
+    assert!(world.gateway.config.exists(), "nothing was removed");
+}
+
+/// Neither a wrong file nor a wrong name takes away what an earlier controller has left.
+#[test]
+fn a_start_or_reload_that_fails_changes_nothing() {
+    let mut world = Setup::new("nat").up();
+    let vip = loadbalancer_tests::support::lab::vip4(1).into();
+    let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+    let wrong = [
+        (text.replace("[gateway]", "[gateway]\nvip_interface = \"gone0\""), "correct `vip_interface` in [gateway]"),
+        (text.replace("\"client1\"", "\"gone0\""), "there is no interface gone0"),
+    ];
+    for (file, told) in &wrong {
+        std::fs::write(&world.gateway.config, file).expect("written");
+        let output = world.gateway.cli(&["reload", "--socket", &world.gateway.socket.display().to_string()]);
+        assert_eq!(output.status.code(), Some(1));
+        has(&stderr(&output), &[told]);
+        world.requests(vip, 10);
+    }
+    world.gateway.stop(Signal::SIGKILL);
+    for (file, told) in &wrong {
+        std::fs::write(&world.gateway.config, file).expect("written");
+        match world.gateway.spawn() {
+            Err(GatewayError::Ended { log, .. }) => has(&log, &[told]),
+            other => panic!("{other:?}"),
+        }
+        world.requests_without_controller(vip, 10);
+    }
+    let lab = lab();
+    has(&refusal(&lab, "interfaces = [\"client1\"]\nvip_interface = \"gone0\"", SERVICE), &[wrong[0].1]);
+    assert!(!lab.run().pin_dir().exists(), "nothing is left of it");
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let lab = lab();
     let taken = lab.gateway.namespace.run(|| std::net::TcpListener::bind("127.0.0.1:9077")).expect("entered");

@@ -307,6 +307,21 @@ fn virtual_addresses_answer_echo_requests() {
     assert_eq!(world.outcome("echo_answered"), 4);
 }
 
+/// A veth without an XDP program of its own: `XDP_TX` would not wake it.
+#[test]
+fn answers_reach_clients_that_only_have_gro() {
+    let world = Setup::new("nat").with(|setup| setup.server_keys = ["weight = 0"; 4]).up();
+    let client = &world.lab.clients[0];
+    client.set_receive(None).expect("detached");
+    let ethtool = client.namespace().command("ethtool").args(["-K", &client.near.device, "gro", "on"]).output();
+    assert!(ethtool.expect("ethtool is installed").status.success());
+    let begun = std::time::Instant::now();
+    world.try_seen(0, vip4(1).into()).expect_err("all servers have weight 0");
+    assert!(begun.elapsed() < Duration::from_secs(1), "the reset did not arrive\n{}", world.tell());
+    let ping = client.namespace().command("ping").args(["-c", "1", "-W", "2", &vip4(1).to_string()]).output();
+    assert!(ping.expect("ping is installed").status.success(), "{}", world.tell());
+}
+
 #[test]
 fn traceroute_sees_the_gateway() {
     let world = Setup::new("nat").up();

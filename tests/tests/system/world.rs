@@ -187,6 +187,12 @@ impl World {
         report
     }
 
+    /// The same, when nobody could tell what went wrong.
+    pub fn requests_without_controller(&self, vip: IpAddr, count: u64) {
+        let report = self.load(vip, |load| load.max_requests = count).wait();
+        assert_eq!((report.ok, report.failed()), (count, 0), "{:?}", report.failures);
+    }
+
     /// Flows that stay open and are used all the time.
     pub fn hold(&self, vip: IpAddr, protocol: Protocol, flows: usize) -> Held {
         let hold = Hold {
