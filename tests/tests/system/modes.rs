@@ -315,11 +315,14 @@ fn answers_reach_clients_that_only_have_gro() {
     client.set_receive(None).expect("detached");
     let ethtool = client.namespace().command("ethtool").args(["-K", &client.near.device, "gro", "on"]).output();
     assert!(ethtool.expect("ethtool is installed").status.success());
-    let begun = std::time::Instant::now();
-    world.try_seen(0, vip4(1).into()).expect_err("all servers have weight 0");
-    assert!(begun.elapsed() < Duration::from_secs(1), "the reset did not arrive\n{}", world.tell());
-    let ping = client.namespace().command("ping").args(["-c", "1", "-W", "2", &vip4(1).to_string()]).output();
-    assert!(ping.expect("ping is installed").status.success(), "{}", world.tell());
+    // Any other frame would wake it as well; not each time.
+    for _ in 0..5 {
+        let begun = std::time::Instant::now();
+        world.try_seen(0, vip4(1).into()).expect_err("all servers have weight 0");
+        assert!(begun.elapsed() < Duration::from_secs(1), "the reset did not arrive\n{}", world.tell());
+        let ping = client.namespace().command("ping").args(["-c", "1", "-W", "2", &vip4(1).to_string()]).output();
+        assert!(ping.expect("ping is installed").status.success(), "{}", world.tell());
+    }
 }
 
 #[test]
