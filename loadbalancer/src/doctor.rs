@@ -98,6 +98,14 @@ pub async fn examine(config: Option<&Config>) -> Vec<Finding> {
     findings.0
 }
 
+/// Name of an interface, or its number if it has none any more.
+fn interface_name(index: u32) -> String {
+    nix::net::if_::if_indextoname(index)
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| format!("interface {index}"))
+}
+
 fn machine(findings: &mut Findings, is_root: bool) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -339,7 +347,7 @@ async fn examine_server(
             ),
         );
     } else {
-        findings.good(&subject, format!("reached by interface {}, packets of {room} bytes", hop.ifindex));
+        findings.good(&subject, format!("reached by {}, packets of {room} bytes", interface_name(hop.ifindex)));
     }
     let attached = config.gateway.interfaces.iter().map(|interface| network.interface(&interface.name));
     let mut on_attached = false;
@@ -351,10 +359,10 @@ async fn examine_server(
             &subject,
             Grade::Problem,
             format!(
-                "it is reached by interface {}, which is not in `interfaces`: its replies would be missed",
-                hop.ifindex
+                "it is reached by {0}, which is not in `interfaces`: its replies would be missed",
+                interface_name(hop.ifindex)
             ),
-            "add the interface to `interfaces` in [gateway]",
+            format!("add \"{}\" to `interfaces` in [gateway]", interface_name(hop.ifindex)),
         );
     }
 }

@@ -33,10 +33,10 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     let count = |grade: Grade| findings.iter().filter(|finding| finding.grade == grade).count();
     let (problems, warnings) = (count(Grade::Problem), count(Grade::Warning));
     if problems > 0 {
-        bail!("{problems} problems and {warnings} warnings");
+        bail!("problems: {problems}, warnings: {warnings}");
     }
     if !args.json {
-        writeln!(out, "no problems, {warnings} warnings")?;
+        writeln!(out, "problems: none, warnings: {warnings}")?;
     }
     Ok(())
 }

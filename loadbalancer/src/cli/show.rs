@@ -24,7 +24,8 @@ pub fn status(snapshot: &Snapshot) -> String {
             ));
             for interface in &controller.interfaces {
                 let state = match (&interface.mode, &interface.problem) {
-                    (Some(mode), _) => format!("{mode} XDP"),
+                    (Some(mode), None) => format!("{mode} XDP"),
+                    (Some(mode), Some(problem)) => format!("{mode} XDP, but {problem}"),
                     (None, Some(problem)) => format!("NOT ATTACHED: {}", problem.replace('\n', "; ")),
                     (None, None) => "not attached yet".to_owned(),
                 };

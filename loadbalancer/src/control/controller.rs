@@ -723,7 +723,10 @@ impl Controller {
                 mode: attached
                     .and_then(|attached| attached.as_ref().ok())
                     .map(|attached| attached.mode.label().to_owned()),
-                problem: attached.and_then(|attached| attached.as_ref().err()).cloned(),
+                problem: attached.and_then(|attached| attached.as_ref().err()).cloned().or_else(|| {
+                    let is_down = self.resolved.down.contains(&interface.name);
+                    is_down.then(|| format!("it is down, or has no carrier; `ip link set {} up`", interface.name))
+                }),
             }
         });
         snapshot::Controller {

@@ -30,6 +30,8 @@ pub struct Resolved {
     pub hops: BTreeMap<IpAddr, Result<Hop, Unreachable>>,
     /// Index of each interface that exists.
     pub interfaces: BTreeMap<String, u32>,
+    /// Those that are down, or have no carrier.
+    pub down: BTreeSet<String>,
     /// Whether one of them is a veth.
     pub has_veth: bool,
 }
@@ -104,6 +106,9 @@ async fn resolve(network: &Network, targets: &Targets) -> Resolved {
     for name in &targets.interfaces {
         if let Ok(Some(link)) = network.interface(name).await {
             resolved.interfaces.insert(name.clone(), link.index);
+            if !link.is_up {
+                resolved.down.insert(name.clone());
+            }
             resolved.has_veth |= link.kind == "veth";
         }
     }

@@ -104,6 +104,8 @@ fn a_link_that_goes_down_takes_its_server_out_until_it_is_back() {
         .unwrap_or_else(|error| panic!("{error}"));
     let report = world.requests(vip, 200);
     assert!(!report.by_server.contains_key("server1"));
+    let status = world.gateway.ask(&["status"]);
+    assert!(status.contains("server1: native XDP, but it is down, or has no carrier"), "{status}");
     world.lab.servers[0].link_up(Side::Far).expect("up");
     world.gateway.wait_server("server1", "up").unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
     let report = world.requests(vip, 200);
