@@ -1,13 +1,12 @@
 //! Probes against servers on loopback, each of which behaves in one way.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::{CheckKind, CheckSpec, HttpCheck, Phase, ProbeError, Thresholds, probe};
+use super::{CheckKind, CheckSpec, HttpCheck, Phase, ProbeError, Via, probe};
 
 const GOOD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// Long enough to be kept on a busy machine, where the answer is expected to come.
@@ -16,9 +15,20 @@ const PATIENT: Duration = Duration::from_secs(20);
 const IMPATIENT: Duration = Duration::from_millis(150);
 
 fn spec(target: SocketAddr, kind: CheckKind, timeout: Duration) -> CheckSpec {
-    let once = NonZeroU32::MIN;
-    let thresholds = Thresholds { rise: once, fall: once };
-    CheckSpec { kind, target, source: None, interval: Duration::from_secs(1), timeout, thresholds }
+    CheckSpec {
+        kind,
+        target,
+        via: Via::default(),
+        source_port: None,
+        service: "web".into(),
+        server: "web1".into(),
+        interval: Duration::from_secs(1),
+        timeout,
+    }
+}
+
+fn from(source: IpAddr) -> Via {
+    Via { source: Some(source), ..Via::default() }
 }
 
 fn http() -> CheckKind {
@@ -193,7 +203,7 @@ async fn a_slow_answer_within_the_time_out_is_good_and_its_time_is_told() {
         stream.write_all(GOOD).await.unwrap();
     })
     .await;
-    let latency = probe(&spec(target, http(), PATIENT)).await.unwrap();
+    let latency = probe(&spec(target, http(), PATIENT)).await.unwrap().latency;
     assert!(latency >= delay && latency < PATIENT, "{latency:?}");
 }
 
@@ -269,7 +279,7 @@ async fn an_http_check_ends_in_a_reset_after_the_whole_answer() {
 async fn probes_come_from_the_source_that_is_set() {
     let source = IpAddr::from([127, 5, 6, 7]);
     let (listener, target) = listen(Ipv4Addr::LOCALHOST).await;
-    let asked = CheckSpec { source: Some(source), ..spec(target, http(), PATIENT) };
+    let asked = CheckSpec { via: from(source), ..spec(target, http(), PATIENT) };
     let probed = tokio::spawn(async move { probe(&asked).await });
     let (mut stream, peer) = listener.accept().await.unwrap();
     assert_eq!(peer.ip(), source);
@@ -283,14 +293,14 @@ async fn a_source_that_the_gateway_does_not_have_is_named() {
     // Of the range for documentation (RFC 5737); nothing is sent.
     let source = IpAddr::from([192, 0, 2, 1]);
     let (_socket, target) = taken_port();
-    let asked = CheckSpec { source: Some(source), ..spec(target, CheckKind::Tcp, PATIENT) };
+    let asked = CheckSpec { via: from(source), ..spec(target, CheckKind::Tcp, PATIENT) };
     assert_eq!(probe(&asked).await, Err(ProbeError::NoSource(source)));
 }
 
 #[tokio::test]
 async fn ipv6_servers_are_checked_alike() {
     let (listener, target) = listen(Ipv6Addr::LOCALHOST).await;
-    let tcp = CheckSpec { source: Some(Ipv6Addr::LOCALHOST.into()), ..spec(target, CheckKind::Tcp, PATIENT) };
+    let tcp = CheckSpec { via: from(Ipv6Addr::LOCALHOST.into()), ..spec(target, CheckKind::Tcp, PATIENT) };
     assert!(probe(&tcp).await.is_ok());
     drop(listener);
     assert_eq!(probe(&tcp).await, Err(ProbeError::Refused));

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::error::ProbeError;
-use super::probe::probe;
+use super::probe::{Answer, probe};
 use super::schedule::{Spread, next_slot};
 use super::spec::CheckSpec;
 
@@ -18,12 +18,30 @@ use super::spec::CheckSpec;
 /// once a second with a time-out of a second, do not hold up one another.
 pub const MAX_CONCURRENT: usize = 1_024;
 
+/// Which probe of which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeKey {
+    pub server: u32,
+    pub part: Part,
+}
+
+/// What a probe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Decides whether the server is up.
+    Check,
+    /// Feeds the quality of the server; by position in the configuration.
+    Monitor(u16),
+    /// Asks the server's agent.
+    Agent,
+}
+
 /// What one probe found.
 #[derive(Clone, Debug)]
 pub struct Report {
-    pub key: u32,
-    /// How long the probe took, or why it failed.
-    pub result: Result<Duration, ProbeError>,
+    pub key: ProbeKey,
+    /// The answer, or why there is none.
+    pub result: Result<Answer, ProbeError>,
     /// When the result was known.
     pub at: Instant,
     /// Which check of this key it belongs to, see [`Checker::is_current`].
@@ -32,7 +50,7 @@ pub struct Report {
 
 /// The checks of all servers. Each runs in a task of its own; dropping the checker ends them all.
 pub struct Checker {
-    checks: HashMap<u32, Check>,
+    checks: HashMap<ProbeKey, Check>,
     generation: u64,
     spread: Spread,
     permits: Arc<Semaphore>,
@@ -41,7 +59,7 @@ pub struct Checker {
 }
 
 pub(super) type Prober = Arc<dyn Fn(Arc<CheckSpec>) -> Probing + Send + Sync>;
-pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Duration, ProbeError>> + Send>>;
+pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Answer, ProbeError>> + Send>>;
 
 impl Checker {
     /// Results go to `reports`. When that is full, servers are asked less often, and no result is lost; when its
@@ -67,7 +85,7 @@ impl Checker {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn set(&mut self, key: u32, spec: CheckSpec) {
+    pub fn set(&mut self, key: ProbeKey, spec: CheckSpec) {
         if self.checks.get(&key).is_some_and(|check| *check.spec == spec) {
             return;
         }
@@ -90,9 +108,14 @@ impl Checker {
         self.checks.insert(key, Check { generation: self.generation, spec, task });
     }
 
-    /// Checks a server no more.
-    pub fn remove(&mut self, key: u32) {
+    /// Asks no more.
+    pub fn remove(&mut self, key: ProbeKey) {
         self.checks.remove(&key);
+    }
+
+    /// Asks a server nothing any more.
+    pub fn remove_server(&mut self, server: u32) {
+        self.checks.retain(|key, _| key.server != server);
     }
 
     /// Whether a report is from the check that its key has now: one that was removed or replaced may have left some in
@@ -115,7 +138,7 @@ impl Drop for Check {
 }
 
 struct Rounds {
-    key: u32,
+    key: ProbeKey,
     generation: u64,
     spec: Arc<CheckSpec>,
     first: Instant,
@@ -139,7 +162,7 @@ impl Rounds {
         }
     }
 
-    async fn probe(&self) -> Result<Duration, ProbeError> {
+    async fn probe(&self) -> Result<Answer, ProbeError> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         (self.prober)(self.spec.clone()).await
     }
