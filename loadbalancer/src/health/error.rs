@@ -134,6 +134,14 @@ impl ProbeError {
         }
     }
 
+    /// What a socket that could not be made means.
+    pub(super) fn from_open(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted("send echo requests"),
+            _ => Self::from_io(error),
+        }
+    }
+
     /// What a failed bind to the source address and port means.
     pub(super) fn from_bind(source: SocketAddr, error: &io::Error) -> Self {
         match error.kind() {

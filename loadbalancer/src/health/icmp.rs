@@ -33,11 +33,10 @@ pub(super) async fn echo(spec: &CheckSpec, limit: &TimeLimit) -> Result<(), Prob
 /// A ping socket where the system allows it, because it gets the replies to its own requests only; else a raw one.
 fn open(spec: &CheckSpec) -> Result<Socket, ProbeError> {
     let protocol = if spec.target.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
-    let opened = match socket::open(spec, Type::DGRAM, Some(protocol)) {
-        Ok(socket) => Ok(socket),
-        Err(_) => socket::open(spec, Type::RAW, Some(protocol)),
+    let socket = match socket::open(spec, Type::DGRAM, Some(protocol)) {
+        Ok(socket) => socket,
+        Err(_) => socket::open(spec, Type::RAW, Some(protocol))?,
     };
-    let socket = opened?;
     let no_port = CheckSpec { source_port: None, ..spec.clone() };
     socket::bind(&socket, &no_port)?;
     // A raw socket would else get a copy of every ICMP packet that comes to the gateway.

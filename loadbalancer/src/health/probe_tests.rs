@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio_rustls::TlsAcceptor;
@@ -433,7 +434,6 @@ async fn certificates_are_verified_unless_told_otherwise() {
         ("another name", good, Some("mail.example"), ours(), wrong("is not for mail.example")),
         ("another address and expired, but not verified", expired, None, Verify::Nothing, Ok(())),
         ("another authority", good, None, Verify::File(other.file.0.clone()), wrong("is of an unknown authority")),
-        ("an authority that no system trusts", good, None, Verify::System, wrong("is of an unknown authority")),
         ("expired", expired, Some("www.example"), ours(), wrong("has expired")),
         ("not valid yet", early, Some("www.example"), ours(), wrong("is not valid yet")),
         (
@@ -447,6 +447,11 @@ async fn certificates_are_verified_unless_told_otherwise() {
         let result = probe(&spec(target, https(name, verify), PATIENT)).await;
         assert_eq!(result.map(|_| ()), expected, "{case}");
     }
+    let by_system = probe(&spec(good, https(None, Verify::System), PATIENT)).await;
+    // A machine without any certificates says so.
+    let told =
+        |error: &ProbeError| error.is_local() || *error == ProbeError::Certificate("is of an unknown authority".into());
+    assert!(by_system.as_ref().is_err_and(told), "{by_system:?}");
     let unreadable = probe(&spec(good, https(None, Verify::File("/no/such/file".into())), PATIENT)).await;
     assert!(unreadable.as_ref().is_err_and(ProbeError::is_local), "{unreadable:?}");
 }
@@ -697,5 +702,55 @@ async fn an_interface_that_the_gateway_does_not_have_is_named() {
     {
         let asked = CheckSpec { via: via.clone(), ..spec(target, kind, PATIENT) };
         assert_eq!(probe(&asked).await, Err(ProbeError::NoInterface(name.into())));
+    }
+}
+
+/// Whether this process may do what a probe needs, found out without the probe.
+fn may(action: impl Fn(&Socket) -> std::io::Result<()>) -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    action(&socket).is_ok()
+}
+
+#[tokio::test]
+async fn echo_requests_are_answered_where_they_may_be_sent() {
+    for (ip, domain, protocol) in [
+        (IpAddr::from(Ipv4Addr::LOCALHOST), Domain::IPV4, Protocol::ICMPV4),
+        (Ipv6Addr::LOCALHOST.into(), Domain::IPV6, Protocol::ICMPV6),
+    ] {
+        let allowed = may(|_| Socket::new(domain, Type::RAW, Some(protocol)).map(drop))
+            || may(|_| Socket::new(domain, Type::DGRAM, Some(protocol)).map(drop));
+        for via in [Via::default(), from(ip)] {
+            let asked = CheckSpec { via, ..spec((ip, 0).into(), CheckKind::Icmp, PATIENT) };
+            let result = probe(&asked).await.map(|_| ());
+            assert_eq!(result, if allowed { Ok(()) } else { Err(ProbeError::NotPermitted("send echo requests")) });
+        }
+    }
+}
+
+#[tokio::test]
+async fn probes_take_the_way_that_is_set_where_they_may() {
+    let answering = datagrams(Ipv4Addr::LOCALHOST.into(), vec![b"echo".to_vec()]).await;
+    let kind = || CheckKind::Udp(UdpCheck::new(b"x".to_vec(), UdpExpect::Anything).unwrap());
+    for (via, allowed, refused) in [
+        (
+            Via { interface: Some("lo".into()), ..Via::default() },
+            may(|socket| socket.bind_device(Some(b"lo"))),
+            ProbeError::NotPermitted("ask through an interface"),
+        ),
+        (
+            Via { mark: Some(7), ..Via::default() },
+            may(|socket| socket.set_mark(7)),
+            ProbeError::NotPermitted("mark packets"),
+        ),
+    ] {
+        let asked = CheckSpec { via: via.clone(), ..spec(answering, kind(), PATIENT) };
+        let expected = if allowed { Ok(()) } else { Err(refused) };
+        assert_eq!(probe(&asked).await.map(|_| ()), expected, "{via:?}");
+        if allowed {
+            let socket = super::socket::open(&asked, Type::DGRAM, None).unwrap();
+            let interface = socket.device().unwrap().map(|name| String::from_utf8(name).unwrap());
+            let mark = Some(socket.mark().unwrap()).filter(|mark| *mark != 0);
+            assert_eq!((interface, mark), (via.interface, via.mark));
+        }
     }
 }

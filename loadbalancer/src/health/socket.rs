@@ -46,7 +46,7 @@ pub(super) fn datagrams(spec: &CheckSpec) -> Result<UdpSocket, ProbeError> {
 /// A socket that is bound to nothing yet but what [`super::Via`] says of interface and mark.
 pub(super) fn open(spec: &CheckSpec, kind: Type, protocol: Option<Protocol>) -> Result<Socket, ProbeError> {
     let socket = Socket::new(Domain::for_address(spec.target), kind.nonblocking().cloexec(), protocol)
-        .map_err(|error| ProbeError::from_io(&error))?;
+        .map_err(|error| ProbeError::from_open(&error))?;
     if let Some(interface) = &spec.via.interface {
         socket
             .bind_device(Some(interface.as_bytes()))
