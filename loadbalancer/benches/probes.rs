@@ -8,16 +8,23 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadbalancer::health::{
-    AgentCheck, CheckKind, CheckSpec, Checker, HttpCheck, Part, ProbeKey, UdpCheck, UdpExpect, Via,
+    AgentCheck, CheckKind, CheckSpec, Checker, HttpCheck, Part, ProbeKey, TlsCheck, UdpCheck, UdpExpect, Verify, Via,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rcgen::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 const SERVERS: u32 = 1_000;
 const HTTP_PORT: u16 = 18_080;
+const HTTPS_PORT: u16 = 18_083;
 const AGENT_PORT: u16 = 18_081;
 const UDP_PORT: u16 = 18_082;
 
@@ -32,11 +39,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Command::new(std::env::current_exe()?).arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut ready = [0];
     servers.stdout.take().ok_or("its output is piped")?.read_exact(&mut ready)?;
+    let request = HttpCheck::new("GET", "/", None, &[200..=399])?;
     println!("kind    answers/s  failed  median us  p99 us  share of one core");
     for (name, kind, port) in [
         ("idle", None, 0),
         ("tcp", Some(CheckKind::Tcp), HTTP_PORT),
-        ("http", Some(CheckKind::Http(HttpCheck::new("GET", "/", None, &[200..=399])?)), HTTP_PORT),
+        ("http", Some(CheckKind::Http(request.clone())), HTTP_PORT),
+        ("https", Some(CheckKind::Https(request, TlsCheck::new(None, Verify::Nothing)?)), HTTPS_PORT),
         ("agent", Some(CheckKind::Agent(AgentCheck::Line { send: None })), AGENT_PORT),
         ("udp", Some(CheckKind::Udp(UdpCheck::new(b"ping".to_vec(), UdpExpect::Anything)?)), UDP_PORT),
         ("icmp", Some(CheckKind::Icmp), 0),
@@ -57,8 +66,7 @@ async fn measure(kind: Option<CheckKind>, port: u16, time: Duration) -> Result<S
     let mut checker = Checker::new(sender);
     for server in 0..SERVERS {
         if let Some(kind) = &kind {
-            let ip = Ipv4Addr::from_bits(0x7f01_0001 + server);
-            checker.set(ProbeKey { server, part: Part::Check }, spec(kind.clone(), (IpAddr::V4(ip), port).into()));
+            checker.set(ProbeKey { server, part: Part::Check }, spec(kind.clone(), (address(server), port).into()));
         }
     }
     // The first round makes what later ones find made.
@@ -84,6 +92,10 @@ async fn measure(kind: Option<CheckKind>, port: u16, time: Duration) -> Result<S
     let at = |part: f64| latencies.get((latencies.len() as f64 * part) as usize).map_or(0, Duration::as_micros);
     let rate = latencies.len() as f64 / time.as_secs_f64();
     Ok(format!("{rate:9.0} {failed:7} {:10} {:7} {:17.2} %", at(0.5), at(0.99), share * 100.0))
+}
+
+fn address(server: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x7f01_0001 + server).into()
 }
 
 fn spec(kind: CheckKind, target: SocketAddr) -> CheckSpec {
@@ -113,34 +125,51 @@ fn cpu_time() -> Result<Duration, Box<dyn std::error::Error>> {
 /// Servers at all addresses of loopback, until the other end of standard input is closed.
 fn serve() -> Result<(), Box<dyn std::error::Error>> {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(["bench".to_owned()])?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], PrivateKeyDer::try_from(signing_key.serialize_der())?)?;
+    let tls = TlsAcceptor::from(Arc::new(config));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ready = runtime.block_on(async {
-        for (port, reads, answer) in [(HTTP_PORT, true, ANSWER), (AGENT_PORT, false, b"up 75%\n")] {
+        for (port, encrypted, reads, answer) in [
+            (HTTP_PORT, false, true, ANSWER),
+            (HTTPS_PORT, true, true, ANSWER),
+            (AGENT_PORT, false, false, b"up 75%\n"),
+        ] {
             let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
             listener.set_nonblocking(true)?;
             let listener = tokio::net::TcpListener::from_std(listener)?;
+            let tls = tls.clone();
             tokio::spawn(async move {
-                // A connection that was reset before it was accepted is none.
                 loop {
-                    let Ok((mut stream, _)) = listener.accept().await else { continue };
+                    // A connection that was reset before it was accepted is none.
+                    let Ok((stream, _)) = listener.accept().await else { continue };
+                    let tls = encrypted.then(|| tls.clone());
                     tokio::spawn(async move {
-                        let mut request = [0; 1_024];
-                        if !reads || stream.read(&mut request).await.is_ok_and(|length| length > 0) {
-                            stream.write_all(answer).await.unwrap_or_default();
-                            // Until the probe resets it.
-                            stream.read(&mut request).await.unwrap_or_default();
+                        match tls {
+                            None => answer_once(stream, reads, answer).await,
+                            Some(tls) => {
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    answer_once(stream, reads, answer).await;
+                                }
+                            }
                         }
                     });
                 }
             });
         }
-        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, UDP_PORT)).await?;
-        tokio::spawn(async move {
-            let mut datagram = [0; 1_024];
-            while let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
-                socket.send_to(&datagram[..length], peer).await.unwrap_or_default();
-            }
-        });
+        for server in 0..SERVERS {
+            // Of its own, because it answers from where it was asked.
+            let socket = tokio::net::UdpSocket::bind((address(server), UDP_PORT)).await?;
+            tokio::spawn(async move {
+                let mut datagram = [0; 1_024];
+                while let Ok((length, peer)) = socket.recv_from(&mut datagram).await {
+                    socket.send_to(&datagram[..length], peer).await.unwrap_or_default();
+                }
+            });
+        }
         Ok::<(), std::io::Error>(())
     });
     ready?;
@@ -149,4 +178,13 @@ fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let closed = runtime.spawn_blocking(|| std::io::stdin().read(&mut [0]));
     runtime.block_on(closed)??;
     Ok(())
+}
+
+async fn answer_once(mut stream: impl AsyncRead + AsyncWrite + Unpin, reads: bool, answer: &[u8]) {
+    let mut request = [0; 1_024];
+    if !reads || stream.read(&mut request).await.is_ok_and(|length| length > 0) {
+        stream.write_all(answer).await.unwrap_or_default();
+        // Until the probe resets it.
+        stream.read(&mut request).await.unwrap_or_default();
+    }
 }

@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use super::error::ProbeError;
 use super::probe::{Answer, probe};
-use super::schedule::{Spread, next_slot};
+use super::schedule::{Spread, batched, next_slot};
 use super::spec::CheckSpec;
 
 /// Probes under way at one time; each takes a file descriptor. Enough that 1,000 servers which are all silent, asked
@@ -53,6 +53,8 @@ pub struct Checker {
     checks: HashMap<ProbeKey, Check>,
     generation: u64,
     spread: Spread,
+    /// See [`batched`].
+    epoch: Instant,
     permits: Arc<Semaphore>,
     prober: Prober,
     reports: mpsc::Sender<Report>,
@@ -74,6 +76,7 @@ impl Checker {
             checks: HashMap::new(),
             generation: 0,
             spread: Spread::new(RandomState::new().hash_one(0)),
+            epoch: now(),
             permits: Arc::new(Semaphore::new(max_concurrent)),
             prober,
             reports,
@@ -98,7 +101,7 @@ impl Checker {
             key,
             generation: self.generation,
             spec: spec.clone(),
-            first: now() + self.spread.next_delay(interval),
+            first: batched(self.epoch, now() + self.spread.next_delay(interval)),
             interval,
             permits: self.permits.clone(),
             prober: self.prober.clone(),
