@@ -1,7 +1,6 @@
 //! The ICMP and ICMPv6 probe: an echo request, and the reply to it (RFC 792, RFC 4443 section 4).
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
 
 use loadbalancer_common::checksum;
 use socket2::{Protocol, Socket, Type};
@@ -37,18 +36,11 @@ fn open(spec: &CheckSpec) -> Result<Socket, ProbeError> {
         Ok(socket) => socket,
         Err(_) => socket::open(spec, Type::RAW, Some(protocol))?,
     };
-    let no_port = CheckSpec { source_port: None, ..spec.clone() };
-    socket::bind(&socket, &no_port)?;
+    socket::bind(&socket, spec, None)?;
+    let mut target = spec.target;
+    target.set_port(0);
     // A raw socket would else get a copy of every ICMP packet that comes to the gateway.
-    let target = SocketAddr::new(spec.target.ip(), 0);
-    let scoped = match (spec.target, target) {
-        (SocketAddr::V6(scoped), SocketAddr::V6(mut plain)) => {
-            plain.set_scope_id(scoped.scope_id());
-            SocketAddr::V6(plain)
-        }
-        _ => target,
-    };
-    socket.connect(&scoped.into()).map_err(|error| ProbeError::from_io(&error))?;
+    socket.connect(&target.into()).map_err(|error| ProbeError::from_io(&error))?;
     Ok(socket)
 }
 

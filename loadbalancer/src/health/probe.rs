@@ -34,31 +34,39 @@ pub struct Answer {
 pub async fn probe(spec: &CheckSpec) -> Result<Answer, ProbeError> {
     // What the gateway reads for itself is not the server's time.
     let tls = match &spec.kind {
-        CheckKind::Https(_, check) => Some(check.prepare().await?),
+        CheckKind::Https(_, check) => {
+            let late = |_| ProbeError::NoRoots {
+                what: "certificates of authorities".to_owned(),
+                error: format!("reading them takes longer than {:?}", spec.timeout),
+            };
+            Some(timeout(spec.timeout, check.prepare()).await.map_err(late)??)
+        }
         _ => None,
     };
     let limit = TimeLimit::start(spec.timeout);
     let connect = |handshake| limit.within(Phase::Connect, socket::connect(spec, handshake));
     let mut word = None;
+    // The large ones are boxed, so that a probe takes no more memory, and no more copying of it, than its kind needs.
     match &spec.kind {
         CheckKind::Tcp => drop(connect(Handshake::HeldBack).await?),
         CheckKind::Http(check) => {
             let stream = connect(Handshake::HeldBack).await?;
-            http::ask(stream, check, spec.target, http::PORT, &limit).await?;
+            Box::pin(http::ask(stream, check, spec.target, http::PORT, &limit)).await?;
         }
         CheckKind::Https(check, tls_check) => {
             let stream = connect(Handshake::HeldBack).await?;
             let Some(tls) = tls else { unreachable!("it was prepared above") };
-            let stream = limit.within(Phase::Encrypt, tls_check.handshake(tls, stream, spec.target)).await?;
-            http::ask(stream, check, spec.target, http::TLS_PORT, &limit).await?;
+            let handshake = Box::pin(tls_check.handshake(tls, stream, spec.target));
+            let stream = limit.within(Phase::Encrypt, handshake).await?;
+            Box::pin(http::ask(stream, check, spec.target, http::TLS_PORT, &limit)).await?;
         }
         CheckKind::Udp(check) => udp::ask(spec, check, &limit).await?,
         CheckKind::Icmp => icmp::echo(spec, &limit).await?,
-        CheckKind::Dns(check) => dns::ask(spec, check, &limit).await?,
-        CheckKind::Command(check) => command::run(spec, check, &limit).await?,
+        CheckKind::Dns(check) => Box::pin(dns::ask(spec, check, &limit)).await?,
+        CheckKind::Command(check) => Box::pin(command::run(spec, check, &limit)).await?,
         CheckKind::Agent(check) => {
             let stream = connect(check.handshake()).await?;
-            word = Some(Box::new(agent::ask(stream, check, spec.target, &limit).await?));
+            word = Some(Box::new(Box::pin(agent::ask(stream, check, spec.target, &limit)).await?));
         }
     }
     Ok(Answer { latency: limit.started.elapsed(), word })

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -30,7 +31,7 @@ pub(super) async fn connect(spec: &CheckSpec, handshake: Handshake) -> Result<Tc
         Ok(())
     };
     options().map_err(|error| ProbeError::from_io(&error))?;
-    bind(&socket, spec)?;
+    bind(&socket, spec, spec.source_port)?;
     let socket = TcpSocket::from_std_stream(socket.into());
     socket.connect(spec.target).await.map_err(|error| ProbeError::from_io(&error))
 }
@@ -38,7 +39,7 @@ pub(super) async fn connect(spec: &CheckSpec, handshake: Handshake) -> Result<Tc
 /// A socket that takes datagrams from the target only.
 pub(super) fn datagrams(spec: &CheckSpec) -> Result<UdpSocket, ProbeError> {
     let socket = open(spec, Type::DGRAM, Some(Protocol::UDP))?;
-    bind(&socket, spec)?;
+    bind(&socket, spec, spec.source_port)?;
     socket.connect(&spec.target.into()).map_err(|error| ProbeError::from_io(&error))?;
     UdpSocket::from_std(socket.into()).map_err(|error| ProbeError::from_io(&error))
 }
@@ -58,9 +59,9 @@ pub(super) fn open(spec: &CheckSpec, kind: Type, protocol: Option<Protocol>) -> 
     Ok(socket)
 }
 
-/// Binds to the source address and port, if any.
-pub(super) fn bind(socket: &Socket, spec: &CheckSpec) -> Result<(), ProbeError> {
-    if spec.via.source.is_none() && spec.source_port.is_none() {
+/// Binds to the source address and to the port, if any.
+pub(super) fn bind(socket: &Socket, spec: &CheckSpec, port: Option<NonZeroU16>) -> Result<(), ProbeError> {
+    if spec.via.source.is_none() && port.is_none() {
         return Ok(());
     }
     let unspecified = match spec.target {
@@ -68,7 +69,7 @@ pub(super) fn bind(socket: &Socket, spec: &CheckSpec) -> Result<(), ProbeError> 
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let source = spec.via.source.unwrap_or(unspecified);
-    let port = spec.source_port.map_or(0, |port| port.get());
+    let port = port.map_or(0, NonZeroU16::get);
     if port != 0 {
         // The last probe's connection may still be on its way out.
         socket.set_reuse_address(true).map_err(|error| ProbeError::from_io(&error))?;

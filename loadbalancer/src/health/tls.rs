@@ -26,6 +26,10 @@ use super::spec::SpecError;
 /// How long certificates of authorities are used before they are read again, so that a new file is noticed.
 const REREAD: Duration = Duration::from_secs(60);
 
+/// What was read, and when. Shared by all checks: parsing what a system trusts takes milliseconds.
+static CONFIGS: LazyLock<Mutex<Configs>> = LazyLock::new(Mutex::default);
+type Configs = HashMap<Verify, (Instant, Arc<ClientConfig>)>;
+
 /// How TLS is spoken in a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsCheck {
@@ -63,8 +67,6 @@ impl TlsCheck {
 
     /// What the handshake needs of the gateway itself.
     pub(super) async fn prepare(&self) -> Result<TlsConnector, ProbeError> {
-        /// Shared by all checks: parsing what a system trusts takes milliseconds.
-        static CONFIGS: LazyLock<Mutex<HashMap<Verify, (Instant, Arc<ClientConfig>)>>> = LazyLock::new(Mutex::default);
         let mut configs = CONFIGS.lock().await;
         let config = match configs.get(&self.verify) {
             Some((read, config)) if read.elapsed() < REREAD => config.clone(),
