@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::dataplane::kernel::Sizes;
-use crate::health::{CheckKind, Thresholds};
+use crate::health::{AgentCheck, Asks, CheckKind, Thresholds};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -99,7 +99,12 @@ pub struct Service {
     pub nat_ports: RangeInclusive<u16>,
     /// Destination port of `dsr-gue`.
     pub gue_port: u16,
+    /// Decides whether a server is up; none: all are taken to be.
     pub check: Option<Check>,
+    /// Asked of each server as well, to know its quality; none of them takes a server down.
+    pub monitors: Vec<Monitor>,
+    /// What each server says of itself.
+    pub agent: Option<Agent>,
     pub servers: Vec<Server>,
 }
 
@@ -155,11 +160,28 @@ pub enum OnServerDown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub kind: CheckKind,
-    /// None: the server's port, else that of the service's first TCP listener.
+    /// See [`Service::port_of`].
     pub port: Option<u16>,
     pub interval: Duration,
     pub timeout: Duration,
     pub thresholds: Thresholds,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor {
+    pub kind: CheckKind,
+    /// See [`Service::port_of`].
+    pub port: Option<u16>,
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    pub check: AgentCheck,
+    pub port: u16,
+    pub interval: Duration,
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +196,21 @@ pub struct Server {
     pub tier: u8,
     /// Most active flows; none: no limit.
     pub high_water: Option<NonZeroU32>,
+}
+
+impl Service {
+    /// Port at which a server is asked: the probe's own, else the server's, else that of the first listener with the
+    /// protocol. Zero: there is none, and the probe needs none. None: there is none, but one is needed.
+    pub fn port_of(&self, server: &Server, kind: &CheckKind, own: Option<u16>) -> Option<u16> {
+        let listening = |protocol| self.listen.iter().filter(move |listen| listen.protocol == protocol);
+        let listener = |protocol| listening(protocol).find_map(|listen| listen.port);
+        let known = own.or(server.port);
+        match kind.asks() {
+            Asks::Tcp => known.or_else(|| listener(Protocol::Tcp)),
+            Asks::Udp => known.or_else(|| listener(Protocol::Udp)),
+            Asks::Any => known.or_else(|| listener(Protocol::Tcp)).or_else(|| listener(Protocol::Udp)).or(Some(0)),
+        }
+    }
 }
 
 impl Protocol {

@@ -12,15 +12,15 @@ use loadbalancer_common::net::GUE_PORT;
 use loadbalancer_common::service::MAX_TIERS;
 use toml::de::DeTable;
 
+use super::check;
 use super::error::{ConfigErrors, Errors};
 use super::model::{
-    Admin, Affinity, Check, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol,
-    Refuse, Server, Service, Timeouts, XdpMode,
+    Admin, Affinity, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol, Refuse,
+    Server, Service, Timeouts, XdpMode,
 };
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
 use crate::dataplane::kernel::Sizes;
-use crate::health::{CheckKind, CheckSpec, HttpCheck, SpecError, Thresholds};
 
 /// Longest name of an interface (IFNAMSIZ without the final zero).
 const MAX_INTERFACE: usize = 15;
@@ -33,6 +33,8 @@ pub(super) const MOST_BACKENDS: u32 = 65_534;
 pub(super) const MOST_RINGS: u32 = 4_096;
 /// Fewer source ports than this per address and server run out at once.
 const MIN_NAT_PORTS: u16 = 64;
+/// Of a service. Each asks every server, so more would be a mistake.
+const MOST_MONITORS: usize = 16;
 pub(super) const DEFAULT_NAT_PORTS: RangeInclusive<u16> = 10_000..=32_767;
 
 impl Config {
@@ -262,7 +264,7 @@ fn metrics(section: Section<'_, '_>) -> SocketAddr {
     address
 }
 
-fn set<T>(field: &mut T, value: Option<At<T>>) {
+pub(super) fn set<T>(field: &mut T, value: Option<At<T>>) {
     if let Some(value) = value {
         *field = value.value;
     }
@@ -285,6 +287,8 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
         nat_ports: DEFAULT_NAT_PORTS,
         gue_port: GUE_PORT,
         check: None,
+        monitors: Vec::new(),
+        agent: None,
         servers: Vec::new(),
     };
     if let Some(name) = section.required("name", "name = \"web\"", section.string("name", "web")) {
@@ -330,8 +334,21 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
     }
     if let Some(check) = section.section("check", "[service.check]") {
         place.check = check.span.clone();
-        service.check = self::check(check);
+        service.check = check::check(check);
     }
+    let monitors = section.sections("monitors", "[[service.monitors]]");
+    if let Some(first_too_many) = monitors.get(MOST_MONITORS) {
+        let message = format!("there are {} monitors, but room for {MOST_MONITORS}", monitors.len());
+        section.error(first_too_many.span.clone(), message, "remove those that tell least");
+    }
+    for monitor in monitors {
+        let span = monitor.span.clone();
+        if let Some(monitor) = check::monitor(monitor) {
+            service.monitors.push(monitor);
+            place.monitors.push(span);
+        }
+    }
+    service.agent = section.section("agent", "[service.agent]").and_then(check::agent);
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();
         if let Some((parsed, address, name)) = self::server(server) {
@@ -430,96 +447,6 @@ fn parse_listen(text: &str) -> Result<Listen, (String, String)> {
         }
     };
     Ok(Listen { addr, port, protocol })
-}
-
-fn check(section: Section<'_, '_>) -> Option<Check> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Kind {
-        None,
-        Tcp,
-        Http,
-    }
-    let kind = section.choice("type", &[("tcp", Kind::Tcp), ("http", Kind::Http), ("none", Kind::None)]);
-    let kind = section.required("type", "type = \"tcp\"", kind).map(|kind| kind.value);
-    let method = section.string("method", "GET");
-    let path = section.string("path", "/health");
-    let host = section.string("host", "www.example");
-    let expect = section.texts("expect", "expect = [200, \"300-399\"]");
-    if kind.is_some_and(|kind| kind != Kind::Http) {
-        for key in ["method", "path", "host", "expect"] {
-            if section.has(key) {
-                let help = "remove it, or set type = \"http\"";
-                section.error(section.key_span(key), format!("`{key}` is for HTTP checks only"), help);
-            }
-        }
-    }
-    let port = section.number::<u16>("port", 1..=65_535).map(|port| port.value);
-    let mut interval = Duration::from_secs(2);
-    let mut timeout = Duration::from_secs(1);
-    set(&mut interval, section.duration("interval", CheckSpec::MIN_INTERVAL..=Duration::from_secs(3_600), ""));
-    set(&mut timeout, section.duration("timeout", Duration::from_millis(10)..=Duration::from_secs(60), ""));
-    let mut rise = 2;
-    let mut fall = 3;
-    set(&mut rise, section.number("rise", 1..=1_000));
-    set(&mut fall, section.number("fall", 1..=1_000));
-    let thresholds = Thresholds { rise: NonZeroU32::new(rise)?, fall: NonZeroU32::new(fall)? };
-    let kind = match kind {
-        Some(Kind::Tcp) => Some(CheckKind::Tcp),
-        Some(Kind::Http) => {
-            let usual = || vec![(200..=399, section.span.clone())];
-            let ranges = expect.map_or_else(usual, |expect| {
-                let told_wrong = !section.is_empty_list("expect");
-                let ranges = statuses(&section, expect);
-                // What is wrong with them was told; that none is left needs not be.
-                if ranges.is_empty() && told_wrong { usual() } else { ranges }
-            });
-            let plain: Vec<RangeInclusive<u16>> = ranges.iter().map(|(range, _)| range.clone()).collect();
-            let built = HttpCheck::new(
-                method.as_ref().map_or("GET", |method| method.value),
-                path.as_ref().map_or("/", |path| path.value),
-                host.as_ref().map(|host| host.value),
-                &plain,
-            );
-            match built {
-                Ok(check) => Some(CheckKind::Http(check)),
-                Err(error) => {
-                    let span = |at: Option<At<&str>>| at.map_or(section.span.clone(), |at| at.span);
-                    let place = match &error {
-                        SpecError::Method(_) => span(method),
-                        SpecError::Path(_) => span(path),
-                        SpecError::Host(_) => span(host),
-                        SpecError::NoStatus => section.key_span("expect"),
-                        SpecError::Status(first, last) => ranges
-                            .iter()
-                            .find(|(range, _)| (range.start(), range.end()) == (first, last))
-                            .map_or(section.key_span("expect"), |(_, span)| span.clone()),
-                    };
-                    let text = error.to_string();
-                    let (message, help) = text.split_once(": ").unwrap_or((&text, "correct it"));
-                    section.error(place, message, help);
-                    None
-                }
-            }
-        }
-        Some(Kind::None) | None => None,
-    };
-    section.finish();
-    Some(Check { kind: kind?, port, interval, timeout, thresholds })
-}
-
-fn statuses(section: &Section<'_, '_>, expect: At<Vec<At<String>>>) -> Vec<(RangeInclusive<u16>, Span)> {
-    let mut ranges = Vec::new();
-    for text in expect.value {
-        let (first, last) = text.value.split_once('-').unwrap_or((&text.value, &text.value));
-        match (first.trim().parse(), last.trim().parse()) {
-            (Ok(first), Ok(last)) => ranges.push((first..=last, text.span)),
-            _ => {
-                let message = format!("`{}` is no HTTP status", text.value);
-                section.error(text.span, message, "write expect = [200, \"300-399\"]");
-            }
-        }
-    }
-    ranges
 }
 
 /// With the places of its address and of its name.

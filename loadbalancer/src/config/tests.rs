@@ -1,11 +1,13 @@
 //! Every rule has its message, with place and mend; what is right is read as it is meant.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::dataplane::kernel::Sizes;
+use crate::health::{AgentCheck, CheckKind, HttpCheck, TlsCheck, Verify};
 
 const GATEWAY: &str = "[gateway]\ninterfaces = [\"eth0\"]\n";
 
@@ -90,10 +92,11 @@ fn keys_without_default_are_right_in_the_full_example() {
         let key = line.strip_prefix("# ").filter(|line| {
             line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
         });
+        let header = line.strip_prefix("# ").filter(|line| line.starts_with('[') && !line.contains(' '));
         shown += usize::from(key.is_some());
-        text.extend([key.unwrap_or(line), "\n"]);
+        text.extend([key.or(header).unwrap_or(line), "\n"]);
     }
-    assert_eq!(shown, 8, "{text}");
+    assert_eq!(shown, 31, "{text}");
     let told: Vec<String> = errors(&text).into_iter().map(|error| error.message).collect();
     assert_eq!(told, ["`gue_port` means nothing in mode nat"]);
 }
@@ -158,6 +161,22 @@ fn what_only_looks_wrong_is_taken() {
         ),
         ("nothing is checked", service("check = { type = \"none\" }").replace(":80", ":*")),
         ("a check has its own port", service("check = { type = \"tcp\", port = 22 }").replace(":80", ":53/udp")),
+        (
+            "names of records and codes have no case",
+            service("check = { type = \"dns\", query = \"a\", record = \"aaaa\", rcode = \"nxdomain\" }")
+                .replace(":80", ":53/udp"),
+        ),
+        ("an echo request has no port", service("check = { type = \"icmp\" }").replace(":80", ":*")),
+        (
+            "a command may do without a port",
+            service("check = { type = \"command\", command = \"/bin/true\" }").replace(":80", ":*"),
+        ),
+        ("monitors may be alike", service("monitors = [{ type = \"tcp\" }, { type = \"tcp\" }]")),
+        (
+            "the host of a check has a port, that of its certificate none",
+            service("check = { type = \"https\", host = \"[fd00::1]:8443\" }"),
+        ),
+        ("an agent may need a question", service("agent = { type = \"line\", port = 1, send = \"\\u0000\\n\" }")),
         ("statuses may be numbers", service("check = { type = \"http\", expect = [0o310, \"300-399\"] }")),
         ("dsr-l2 needs the server's link only", service("mode = \"dsr-l2\"").replace("10.0.0.1", "fd00::1")),
         ("tunnels mix families", service("mode = \"dsr-gue\"").replace("10.0.0.1", "fd00::1")),
@@ -192,6 +211,27 @@ fn room_that_no_limit_gives_is_told() {
     let many: Vec<String> = (1..9_000).map(|port| format!("\"192.0.2.2:{port}\"")).collect();
     let told = errors(&service("").replace("\"192.0.2.1:80\"", &many.join(", ")));
     assert_eq!(told[0].help, "[limits] takes services up to 4096: give some services to another gateway");
+}
+
+#[test]
+fn monitors_and_agents_are_read_as_meant() {
+    let lines =
+        "monitors = [{ type = \"icmp\", interval = \"100ms\" }, { type = \"https\", host = \"a.example:8443\" }]
+agent = { type = \"json\", port = 9, path = \"/load\", interval = \"5s\" }";
+    let config = Config::parse("x", &service(lines)).unwrap_or_else(|errors| panic!("{errors}"));
+    let service = &config.services[0];
+    let http = |host| HttpCheck::new("GET", "/", Some(host), &[200..=399]).expect("it is right");
+    let tls = TlsCheck::new(Some("a.example"), Verify::System).expect("it is right");
+    let second = Duration::from_secs(1);
+    let monitor = |kind, interval| Monitor { kind, port: None, interval, timeout: second };
+    let expected = [
+        monitor(CheckKind::Icmp, Duration::from_millis(100)),
+        monitor(CheckKind::Https(http("a.example:8443"), tls), 2 * second),
+    ];
+    assert_eq!(service.monitors, expected);
+    let check = AgentCheck::json("/load", None).expect("it is right");
+    assert_eq!(service.agent, Some(Agent { check, port: 9, interval: 5 * second, timeout: second }));
+    assert_eq!(service.check, None);
 }
 
 #[test]

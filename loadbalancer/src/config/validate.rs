@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::error::Errors;
-use super::model::{Config, Listen, Mode, Protocol, Service};
+use super::model::{Config, Listen, Mode, Protocol, Server, Service};
 use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
 use super::walk::Span;
+use crate::health::Asks;
 
 /// Where things stand in the file.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub(super) struct ServicePlaces {
     pub wrong_listens: bool,
     pub nat_sources: Vec<Span>,
     pub check: Span,
+    pub monitors: Vec<Span>,
     /// The servers' addresses.
     pub servers: Vec<Span>,
     /// Their names, where not given their addresses.
@@ -157,29 +159,32 @@ fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
 }
 
 fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
-    // Checks connect by TCP: a UDP port says nothing about where.
-    let has_port = service.listen.iter().any(|listen| listen.protocol == Protocol::Tcp && listen.port.is_some());
-    let mut told = false;
     for (server, span) in service.servers.iter().zip(&place.servers) {
         if service.mode.is_dsr() && server.port.is_some() {
             let message =
                 format!("server {} has a port, but {} does not rewrite packets", server.name, service.mode.label());
             errors.add(span.clone(), message, "remove the port: the server must listen on the service's own");
         }
-        if let Some(check) = &service.check
-            && check.port.is_none()
-            && server.port.is_none()
-            && !has_port
-            && !service.listen.is_empty()
-            && !place.wrong_listens
-            && !std::mem::replace(&mut told, true)
-        {
+    }
+    if service.listen.is_empty() || place.wrong_listens {
+        return;
+    }
+    let check =
+        service.check.iter().map(|check| ("the check", &check.kind, check.port, &place.check, "[service.check]"));
+    let monitors = service.monitors.iter().zip(&place.monitors);
+    let monitors =
+        monitors.map(|(monitor, span)| ("this monitor", &monitor.kind, monitor.port, span, "[[service.monitors]]"));
+    for (what, kind, port, span, section) in check.chain(monitors) {
+        let portless = |server: &&Server| service.port_of(server, kind, port).is_none();
+        if let Some(server) = service.servers.iter().find(portless) {
+            // A listener of another protocol says nothing about where.
+            let protocol = if kind.asks() == Asks::Udp { "UDP" } else { "TCP" };
             let message = format!(
-                "the check of server {} has no port to ask: neither it nor a TCP listener of {} has one",
+                "{what} of server {} has no port to ask: neither it nor a {protocol} listener of {} has one",
                 server.name,
                 title(service)
             );
-            errors.add(place.check.clone(), message, "add `port` to [service.check]");
+            errors.add(span.clone(), message, format!("add `port` to {section}"));
         }
     }
 }

@@ -94,6 +94,11 @@ impl<'d, 'e> Section<'d, 'e> {
         found.map_or(self.span.clone(), Spanned::span)
     }
 
+    /// Where the value of a key stands.
+    pub fn value_span(&self, key: &str) -> Span {
+        self.table.get(key).map_or(self.span.clone(), Spanned::span)
+    }
+
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str, example: &str) {
         let found = value.get_ref().type_str();
         self.error(value.span(), format!("`{key}` is to be {wanted}, not {found}"), format!("write {example}"));
@@ -158,6 +163,17 @@ impl<'d, 'e> Section<'d, 'e> {
             None => {
                 let help = format!("choose a number from {first} to {last}");
                 self.error(value.span(), format!("`{key}` is out of range"), help);
+                None
+            }
+        }
+    }
+
+    pub fn boolean(&self, key: &'static str) -> Option<At<bool>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(truth) => Some(At { value: *truth, span: value.span() }),
+            _ => {
+                self.wrong_type(key, value, "true or false", &format!("{key} = true"));
                 None
             }
         }

@@ -11,15 +11,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desire::{self, ServerId, Standing};
 use super::hot::{self, Load};
+use super::probes;
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{self, Change, Snapshot};
-use crate::config::{Check, Config, ConfigErrors, Interface, Protocol, Service, XdpMode};
+use crate::config::{Config, ConfigErrors, Interface, Service, XdpMode};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::stats;
-use crate::health::{CheckSpec, Checker, Health, Report, ServerHealth};
+use crate::health::{Checker, Health, Part, ProbeKey, Report, ServerHealth};
 
 /// How often flows are counted.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -140,10 +141,11 @@ impl Controller {
                         suspect_since: None,
                     }
                 });
-                match service.check.as_ref().and_then(|check| spec(service, server.addr, server.port, check)) {
-                    Some(spec) => {
-                        let thresholds = spec.thresholds;
-                        self.checker.set(state.check_key, spec);
+                let key = ProbeKey { server: state.check_key, part: Part::Check };
+                let check = service.check.as_ref();
+                match check.and_then(|check| Some((check.thresholds, probes::check(service, server, check)?))) {
+                    Some((thresholds, spec)) => {
+                        self.checker.set(key, spec);
                         match &mut state.health {
                             Some(health) => health.set_thresholds(thresholds),
                             none => *none = Some(ServerHealth::new(thresholds, Instant::now())),
@@ -158,7 +160,7 @@ impl Controller {
                         }
                     }
                     None => {
-                        self.checker.remove(state.check_key);
+                        self.checker.remove(key);
                         state.health = None;
                         state.standing.health = None;
                     }
@@ -167,7 +169,7 @@ impl Controller {
             }
         }
         for gone in self.servers.values() {
-            self.checker.remove(gone.check_key);
+            self.checker.remove_server(gone.check_key);
             self.keys.remove(&gone.check_key);
         }
         self.servers = servers;
@@ -356,27 +358,27 @@ impl Controller {
 
     /// Takes the result of a check. True if the kernel must be told.
     pub fn on_report(&mut self, report: Report) -> bool {
-        if !self.checker.is_current(&report) {
+        if !self.checker.is_current(&report) || report.key.part != Part::Check {
             return false;
         }
-        let Some(state) = self.keys.get(&report.key).and_then(|id| self.servers.get_mut(id)) else {
+        let Some(state) = self.keys.get(&report.key.server).and_then(|id| self.servers.get_mut(id)) else {
             return false;
         };
         let Some(health) = &mut state.health else {
             return false;
         };
         let failure = report.result.as_ref().err().map(ToString::to_string);
-        let transition = health.observe(report.result, report.at);
+        let transition = health.observe(report.result.map(|answer| answer.latency), report.at);
         let now = health.health();
         if let Some(transition) = transition {
-            let name = self.keys.get(&report.key).and_then(|id| self.name_of(*id)).unwrap_or_default();
+            let name = self.keys.get(&report.key.server).and_then(|id| self.name_of(*id)).unwrap_or_default();
             let (from, to) = (transition.from.label(), transition.to.label());
             match failure {
                 Some(reason) => tracing::warn!(server = %name, from, to, %reason, "health changed"),
                 None => tracing::info!(server = %name, from, to, "health changed"),
             }
         }
-        let Some(state) = self.keys.get(&report.key).and_then(|id| self.servers.get_mut(id)) else {
+        let Some(state) = self.keys.get(&report.key.server).and_then(|id| self.servers.get_mut(id)) else {
             return false;
         };
         // What an earlier controller knew stands until this one knows better.
@@ -761,22 +763,6 @@ impl Controller {
             self.config.services.iter().flat_map(|service| &service.listen).map(|listen| listen.addr).collect();
         vips.into_iter()
     }
-}
-
-/// What to check a server with.
-fn spec(service: &Service, addr: IpAddr, port: Option<u16>, check: &Check) -> Option<CheckSpec> {
-    // Checks connect by TCP.
-    let listen =
-        || service.listen.iter().filter(|listen| listen.protocol == Protocol::Tcp).find_map(|listen| listen.port);
-    let port = check.port.or(port).or_else(listen)?;
-    Some(CheckSpec {
-        kind: check.kind.clone(),
-        target: (addr, port).into(),
-        source: None,
-        interval: check.interval,
-        timeout: check.timeout,
-        thresholds: check.thresholds,
-    })
 }
 
 pub(crate) fn add_outcomes(to: &mut BTreeMap<String, u64>, counters: &[u64]) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -28,9 +28,46 @@ pub enum ProbeError {
     HeadTooLarge,
     #[error("status {status}, expected {expected}")]
     Status { status: u16, expected: String },
+    /// `cut`: the body was longer than what is looked at.
+    #[error("{}body has no {wanted}", if *cut { "first 32 KiB of the " } else { "" })]
+    Body { wanted: String, cut: bool },
+    #[error("answer is not TLS")]
+    NotTls,
+    #[error("certificate {0}")]
+    Certificate(String),
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error("answer does not {0}")]
+    Answer(String),
+    #[error("answer is not DNS")]
+    NotDns,
+    #[error("DNS code {code}, expected {expected}")]
+    DnsCode { code: String, expected: String },
+    #[error("DNS answer has no {0} record")]
+    NoRecord(String),
+    /// `reason` is the first line that the command wrote, or empty.
+    #[error("{end}{}{reason}", if reason.is_empty() { "" } else { ": " })]
+    Command { end: String, reason: String },
+    #[error("line of the agent is too long")]
+    LineTooLong,
+    #[error("agent's answer is not JSON")]
+    NotJson,
+    #[error("agent says nothing{}{unknown}", if unknown.is_empty() { "" } else { " that is known: " })]
+    NoWord { unknown: String },
+    #[error("gateway cannot run {program}: {error}")]
+    CannotRun { program: String, error: String },
+    /// The certificates to verify against.
+    #[error("gateway cannot use {what}: {error}")]
+    NoRoots { what: String, error: String },
     /// The address to ask from is not one of the gateway's.
     #[error("gateway has no address {0}")]
     NoSource(IpAddr),
+    /// The interface to ask through is not one of the gateway's.
+    #[error("gateway has no interface {0}")]
+    NoInterface(String),
+    /// The gateway may not do what a probe needs; the operand says what.
+    #[error("gateway may not {0}: it needs CAP_NET_ADMIN and CAP_NET_RAW")]
+    NotPermitted(&'static str),
     /// The gateway lacks what a probe needs; the operand says what.
     #[error("gateway is out of {0}")]
     OutOf(&'static str),
@@ -43,16 +80,20 @@ pub enum ProbeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Connect,
+    Encrypt,
     Wait,
     Read,
+    Run,
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Phase::Connect => "in connect",
+            Phase::Encrypt => "in the TLS handshake",
             Phase::Wait => "waiting for an answer",
             Phase::Read => "reading the answer",
+            Phase::Run => "running the command",
         })
     }
 }
@@ -61,7 +102,15 @@ impl ProbeError {
     /// Whether the cause lies in the gateway. Such a failure says nothing about the server, so it does not count
     /// against it: a gateway that runs out of file descriptors must not declare all of its servers dead.
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::NoSource(_) | Self::OutOf(_))
+        matches!(
+            self,
+            Self::NoSource(_)
+                | Self::NoInterface(_)
+                | Self::NotPermitted(_)
+                | Self::OutOf(_)
+                | Self::CannotRun { .. }
+                | Self::NoRoots { .. }
+        )
     }
 
     /// What a failed system call on the probe's socket means.
@@ -85,11 +134,36 @@ impl ProbeError {
         }
     }
 
-    /// What a failed bind to the source address means.
-    pub(super) fn from_bind(source: IpAddr, error: &io::Error) -> Self {
+    /// What a socket that could not be made means.
+    pub(super) fn from_open(error: &io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::AddrNotAvailable => Self::NoSource(source),
+            io::ErrorKind::PermissionDenied => Self::NotPermitted("send echo requests"),
+            _ => Self::from_io(error),
+        }
+    }
+
+    /// What a failed bind to the source address and port means.
+    pub(super) fn from_bind(source: SocketAddr, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrNotAvailable => Self::NoSource(source.ip()),
             io::ErrorKind::AddrInUse => Self::OutOf("local ports"),
+            _ => Self::from_io(error),
+        }
+    }
+
+    /// What a failed bind to an interface means.
+    pub(super) fn from_bind_device(interface: &str, error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENODEV) => Self::NoInterface(interface.to_owned()),
+            Some(libc::EPERM) => Self::NotPermitted("ask through an interface"),
+            _ => Self::from_io(error),
+        }
+    }
+
+    /// What a mark that could not be set means.
+    pub(super) fn from_mark(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM) => Self::NotPermitted("mark packets"),
             _ => Self::from_io(error),
         }
     }
@@ -111,6 +185,7 @@ mod tests {
             (libc::ENFILE, "gateway is out of file descriptors", true),
             (libc::ENOBUFS, "gateway is out of memory", true),
             (libc::EADDRNOTAVAIL, "gateway is out of local ports", true),
+            (libc::EACCES, "Permission denied (os error 13)", false),
             (libc::EPERM, "Operation not permitted (os error 1)", false),
         ] {
             let error = ProbeError::from_io(&io::Error::from_raw_os_error(errno));

@@ -22,17 +22,50 @@ use super::spec::HttpCheck;
 const BUFFER_LIMIT: usize = 16 * 1024;
 const BODY_LIMIT: usize = 32 * 1024;
 
+/// Ports that a Host header does not name.
+pub(super) const PORT: u16 = 80;
+pub(super) const TLS_PORT: u16 = 443;
+
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("loadbalancer-check/", env!("CARGO_PKG_VERSION")));
 
-/// Sends the request and judges the answer. A good answer is read to its end or to the limit, because a server that is
-/// cut off while it answers logs that as an error.
+/// Sends the request and judges the answer.
+pub(super) async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    check: &HttpCheck,
+    target: SocketAddr,
+    default_port: u16,
+    limit: &TimeLimit,
+) -> Result<(), ProbeError> {
+    let keep = check.body.is_some();
+    let body = exchange(stream, check, target, default_port, keep, limit).await?;
+    match &check.body {
+        Some(wanted) if !wanted.is_in(&body.bytes) => {
+            Err(ProbeError::Body { wanted: wanted.to_string(), cut: body.cut })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What came after the head of an answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Body {
+    /// Empty if they were not to be kept.
+    pub bytes: Vec<u8>,
+    /// There may have been more.
+    pub cut: bool,
+}
+
+/// Sends the request and judges the answer by its status. A good answer is read to its end or to the limit, because a
+/// server that is cut off while it answers logs that as an error.
 pub(super) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     check: &HttpCheck,
     target: SocketAddr,
+    default_port: u16,
+    keep: bool,
     limit: &TimeLimit,
-) -> Result<(), ProbeError> {
-    let request = request(check, target)?;
+) -> Result<Body, ProbeError> {
+    let request = request(check, target, default_port)?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_LIMIT)
         .handshake(TokioIo::new(stream))
@@ -46,7 +79,7 @@ pub(super) async fn exchange(
         if !check.expect.contains(status) {
             return Err(ProbeError::Status { status, expected: check.expect.to_string() });
         }
-        limit.within(Phase::Read, read_body(answer.into_body())).await
+        limit.within(Phase::Read, read_body(answer.into_body(), keep)).await
     };
     let driven = async {
         // A shutdown would close the connection properly before its reset.
@@ -63,10 +96,10 @@ pub(super) async fn exchange(
     }
 }
 
-fn request(check: &HttpCheck, target: SocketAddr) -> Result<Request<Empty<Bytes>>, ProbeError> {
+fn request(check: &HttpCheck, target: SocketAddr, default_port: u16) -> Result<Request<Empty<Bytes>>, ProbeError> {
     let host = match &check.host {
         Some(host) => host.clone(),
-        None => host_of(target)?,
+        None => host_of(target, default_port)?,
     };
     Request::builder()
         .method(check.method.clone())
@@ -80,25 +113,33 @@ fn request(check: &HttpCheck, target: SocketAddr) -> Result<Request<Empty<Bytes>
 }
 
 /// Host header of an address (RFC 9110, section 7.2): without a zone, and without the default port.
-fn host_of(target: SocketAddr) -> Result<HeaderValue, ProbeError> {
+fn host_of(target: SocketAddr, default_port: u16) -> Result<HeaderValue, ProbeError> {
     let text = match (target.ip(), target.port()) {
-        (IpAddr::V4(ip), 80) => ip.to_string(),
-        (IpAddr::V6(ip), 80) => format!("[{ip}]"),
+        (IpAddr::V4(ip), port) if port == default_port => ip.to_string(),
+        (IpAddr::V6(ip), port) if port == default_port => format!("[{ip}]"),
         (ip, port) => SocketAddr::new(ip, port).to_string(),
     };
     HeaderValue::try_from(text).map_err(|error| ProbeError::Other(error.to_string()))
 }
 
-async fn read_body(mut body: Incoming) -> Result<(), ProbeError> {
+async fn read_body(mut body: Incoming, keep: bool) -> Result<Body, ProbeError> {
+    let mut read = Body::default();
     let mut received = 0;
-    while received < BODY_LIMIT {
-        match body.frame().await {
-            None => break,
-            Some(Ok(frame)) => received += frame.data_ref().map_or(0, Bytes::len),
-            Some(Err(error)) => return Err(from_hyper(&error)),
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| from_hyper(&error))?;
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
+        if keep {
+            read.bytes.extend_from_slice(&data[..data.len().min(BODY_LIMIT - received)]);
+        }
+        received += data.len();
+        if received >= BODY_LIMIT {
+            read.cut = true;
+            break;
         }
     }
-    Ok(())
+    Ok(read)
 }
 
 /// The first cause that says something: hyper wraps what the system said, and its own errors in one another.
@@ -147,7 +188,7 @@ mod tests {
             servers.write_all(unasked).await.unwrap();
             servers.shutdown().await.unwrap();
             let limit = TimeLimit::start(Duration::from_secs(20));
-            assert_eq!(exchange(ours, &check, target, &limit).await.as_ref(), Err(expected));
+            assert_eq!(ask(ours, &check, target, PORT, &limit).await.as_ref(), Err(expected));
         }
     }
 
@@ -166,7 +207,8 @@ mod tests {
         let check = HttpCheck::new("GET", "/", None, &[200..=200]).unwrap();
         let limit = TimeLimit::start(Duration::from_secs(20));
         let target = SocketAddr::from(([127, 0, 0, 1], 80));
-        assert_eq!(exchange(ours, &check, target, &limit).await, Ok(()));
+        let body = exchange(ours, &check, target, PORT, true, &limit).await.unwrap();
+        assert_eq!((body.bytes.len(), body.cut), (BODY_LIMIT, true));
         let sent = sent.await.unwrap();
         assert!((BODY_LIMIT..=64 * 1024 + PIPE).contains(&sent), "{sent}");
     }
@@ -179,8 +221,9 @@ mod tests {
             ("[2001:db8::1]:80", "[2001:db8::1]"),
             ("[2001:db8::1]:8080", "[2001:db8::1]:8080"),
             ("[fe80::1%7]:8080", "[fe80::1]:8080"),
+            ("10.0.0.1:443", "10.0.0.1:443"),
         ] {
-            assert_eq!(host_of(target.parse().unwrap()).unwrap(), host);
+            assert_eq!(host_of(target.parse().unwrap(), PORT).unwrap(), host);
         }
     }
 }

@@ -8,29 +8,68 @@
 //! ends before it began, and logs none. Should the gateway be slower to send the reset than the kernel is willing to
 //! hold the packet back (40 ms), the server sees a connection that was reset.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use super::error::{Phase, ProbeError};
-use super::http;
+use super::socket::{self, Handshake};
 use super::spec::{CheckKind, CheckSpec};
+use super::word::Word;
+use super::{agent, command, dns, http, icmp, udp};
 
-/// Asks a server once. Returns how long it took: to the SYN-ACK, or to the end of the HTTP answer.
+/// What a server answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// How long it took: to the SYN-ACK for TCP, else to the end of the answer.
+    pub latency: Duration,
+    /// What an agent said of its server.
+    pub word: Option<Box<Word>>,
+}
+
+/// Asks a server once.
 ///
 /// # Errors
 /// Why the check failed; see [`ProbeError::is_local`] for those that say nothing about the server.
-pub async fn probe(spec: &CheckSpec) -> Result<Duration, ProbeError> {
+pub async fn probe(spec: &CheckSpec) -> Result<Answer, ProbeError> {
+    // What the gateway reads for itself is not the server's time.
+    let tls = match &spec.kind {
+        CheckKind::Https(_, check) => {
+            let late = |_| ProbeError::NoRoots {
+                what: "certificates of authorities".to_owned(),
+                error: format!("reading them takes longer than {:?}", spec.timeout),
+            };
+            Some(timeout(spec.timeout, check.prepare()).await.map_err(late)??)
+        }
+        _ => None,
+    };
     let limit = TimeLimit::start(spec.timeout);
-    let stream = limit.within(Phase::Connect, connect(spec)).await?;
+    let connect = |handshake| limit.within(Phase::Connect, socket::connect(spec, handshake));
+    let mut word = None;
+    // The large ones are boxed, so that a probe takes no more memory, and no more copying of it, than its kind needs.
     match &spec.kind {
-        CheckKind::Tcp => {}
-        CheckKind::Http(check) => http::exchange(stream, check, spec.target, &limit).await?,
+        CheckKind::Tcp => drop(connect(Handshake::HeldBack).await?),
+        CheckKind::Http(check) => {
+            let stream = connect(Handshake::HeldBack).await?;
+            Box::pin(http::ask(stream, check, spec.target, http::PORT, &limit)).await?;
+        }
+        CheckKind::Https(check, tls_check) => {
+            let stream = connect(Handshake::HeldBack).await?;
+            let Some(tls) = tls else { unreachable!("it was prepared above") };
+            let handshake = Box::pin(tls_check.handshake(tls, stream, spec.target));
+            let stream = limit.within(Phase::Encrypt, handshake).await?;
+            Box::pin(http::ask(stream, check, spec.target, http::TLS_PORT, &limit)).await?;
+        }
+        CheckKind::Udp(check) => udp::ask(spec, check, &limit).await?,
+        CheckKind::Icmp => icmp::echo(spec, &limit).await?,
+        CheckKind::Dns(check) => Box::pin(dns::ask(spec, check, &limit)).await?,
+        CheckKind::Command(check) => Box::pin(command::run(spec, check, &limit)).await?,
+        CheckKind::Agent(check) => {
+            let stream = connect(check.handshake()).await?;
+            word = Some(Box::new(Box::pin(agent::ask(stream, check, spec.target, &limit)).await?));
+        }
     }
-    Ok(limit.started.elapsed())
+    Ok(Answer { latency: limit.started.elapsed(), word })
 }
 
 /// The time that a probe has for all of its phases together.
@@ -54,26 +93,4 @@ impl TimeLimit {
             Err(_) => Err(ProbeError::TimedOut { after: self.timeout, phase }),
         }
     }
-}
-
-async fn connect(spec: &CheckSpec) -> Result<TcpStream, ProbeError> {
-    let socket = open(spec)?;
-    socket.connect(spec.target).await.map_err(|error| ProbeError::from_io(&error))
-}
-
-fn open(spec: &CheckSpec) -> Result<TcpSocket, ProbeError> {
-    let as_probe_error = |error| ProbeError::from_io(&error);
-    let socket =
-        if spec.target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(as_probe_error)?;
-    socket.set_zero_linger().map_err(as_probe_error)?;
-    SockRef::from(&socket).set_tcp_quickack(false).map_err(as_probe_error)?;
-    if let Some(source) = spec.source {
-        let local = match (source, spec.target) {
-            // A link-local source needs the interface, which is the target's.
-            (IpAddr::V6(ip), SocketAddr::V6(target)) => SocketAddrV6::new(ip, 0, 0, target.scope_id()).into(),
-            _ => SocketAddr::new(source, 0),
-        };
-        socket.bind(local).map_err(|error| ProbeError::from_bind(source, &error))?;
-    }
-    Ok(socket)
 }

@@ -10,20 +10,38 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::error::ProbeError;
-use super::probe::probe;
-use super::schedule::{Spread, next_slot};
+use super::probe::{Answer, probe};
+use super::schedule::{Spread, batched, next_slot};
 use super::spec::CheckSpec;
 
 /// Probes under way at one time; each takes a file descriptor. Enough that 1,000 servers which are all silent, asked
 /// once a second with a time-out of a second, do not hold up one another.
 pub const MAX_CONCURRENT: usize = 1_024;
 
+/// Which probe of which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProbeKey {
+    pub server: u32,
+    pub part: Part,
+}
+
+/// What a probe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Decides whether the server is up.
+    Check,
+    /// Feeds the quality of the server; by position in the configuration.
+    Monitor(u16),
+    /// Asks the server's agent.
+    Agent,
+}
+
 /// What one probe found.
 #[derive(Clone, Debug)]
 pub struct Report {
-    pub key: u32,
-    /// How long the probe took, or why it failed.
-    pub result: Result<Duration, ProbeError>,
+    pub key: ProbeKey,
+    /// The answer, or why there is none.
+    pub result: Result<Answer, ProbeError>,
     /// When the result was known.
     pub at: Instant,
     /// Which check of this key it belongs to, see [`Checker::is_current`].
@@ -32,16 +50,18 @@ pub struct Report {
 
 /// The checks of all servers. Each runs in a task of its own; dropping the checker ends them all.
 pub struct Checker {
-    checks: HashMap<u32, Check>,
+    checks: HashMap<ProbeKey, Check>,
     generation: u64,
     spread: Spread,
+    /// See [`batched`].
+    epoch: Instant,
     permits: Arc<Semaphore>,
     prober: Prober,
     reports: mpsc::Sender<Report>,
 }
 
 pub(super) type Prober = Arc<dyn Fn(Arc<CheckSpec>) -> Probing + Send + Sync>;
-pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Duration, ProbeError>> + Send>>;
+pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Answer, ProbeError>> + Send>>;
 
 impl Checker {
     /// Results go to `reports`. When that is full, servers are asked less often, and no result is lost; when its
@@ -56,6 +76,7 @@ impl Checker {
             checks: HashMap::new(),
             generation: 0,
             spread: Spread::new(RandomState::new().hash_one(0)),
+            epoch: now(),
             permits: Arc::new(Semaphore::new(max_concurrent)),
             prober,
             reports,
@@ -67,7 +88,7 @@ impl Checker {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn set(&mut self, key: u32, spec: CheckSpec) {
+    pub fn set(&mut self, key: ProbeKey, spec: CheckSpec) {
         if self.checks.get(&key).is_some_and(|check| *check.spec == spec) {
             return;
         }
@@ -80,7 +101,7 @@ impl Checker {
             key,
             generation: self.generation,
             spec: spec.clone(),
-            first: now() + self.spread.next_delay(interval),
+            first: batched(self.epoch, now() + self.spread.next_delay(interval)),
             interval,
             permits: self.permits.clone(),
             prober: self.prober.clone(),
@@ -90,9 +111,14 @@ impl Checker {
         self.checks.insert(key, Check { generation: self.generation, spec, task });
     }
 
-    /// Checks a server no more.
-    pub fn remove(&mut self, key: u32) {
+    /// Asks no more.
+    pub fn remove(&mut self, key: ProbeKey) {
         self.checks.remove(&key);
+    }
+
+    /// Asks a server nothing any more.
+    pub fn remove_server(&mut self, server: u32) {
+        self.checks.retain(|key, _| key.server != server);
     }
 
     /// Whether a report is from the check that its key has now: one that was removed or replaced may have left some in
@@ -115,7 +141,7 @@ impl Drop for Check {
 }
 
 struct Rounds {
-    key: u32,
+    key: ProbeKey,
     generation: u64,
     spec: Arc<CheckSpec>,
     first: Instant,
@@ -139,7 +165,7 @@ impl Rounds {
         }
     }
 
-    async fn probe(&self) -> Result<Duration, ProbeError> {
+    async fn probe(&self) -> Result<Answer, ProbeError> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
         (self.prober)(self.spec.clone()).await
     }

@@ -1,14 +1,13 @@
 //! When the checks run, on a paused clock and against probes that only take time.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::runner::{MAX_CONCURRENT, Prober};
-use super::{CheckKind, CheckSpec, Checker, ProbeError, Report, Thresholds};
+use super::{Answer, CheckKind, CheckSpec, Checker, Part, ProbeError, ProbeKey, Report, Via};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What tokio's timers round up to.
@@ -39,7 +38,7 @@ impl Servers {
                 let (probe, _asking) = servers.begin(port);
                 let duration = duration(port, probe);
                 tokio::time::sleep(duration).await;
-                Ok(duration)
+                Ok(answer(duration))
             })
         })
     }
@@ -71,19 +70,28 @@ impl Drop for Asking {
     }
 }
 
+fn key(server: u32) -> ProbeKey {
+    ProbeKey { server, part: Part::Check }
+}
+
+fn answer(latency: Duration) -> Answer {
+    Answer { latency, word: None }
+}
+
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 fn spec(port: u16, interval: Duration) -> CheckSpec {
-    let once = NonZeroU32::MIN;
     CheckSpec {
         kind: CheckKind::Tcp,
         target: ([127, 0, 0, 1], port).into(),
-        source: None,
+        via: Via::default(),
+        source_port: None,
+        service: String::new(),
+        server: String::new(),
         interval,
         timeout: SECOND,
-        thresholds: Thresholds { rise: once, fall: once },
     }
 }
 
@@ -114,7 +122,7 @@ async fn probes_start_one_interval_apart_without_drift() {
     let (mut checker, mut reports) = checker(&servers, |_, probe| Duration::from_millis(probe as u64 * 7 % 97));
     let interval = Duration::from_micros(333_333);
     let began = now();
-    checker.set(1, spec(1, interval));
+    checker.set(key(1), spec(1, interval));
     reports.during(interval * ROUNDS).await;
 
     let starts = servers.starts(1);
@@ -132,7 +140,7 @@ async fn probes_start_one_interval_apart_without_drift() {
 async fn a_probe_longer_than_the_interval_takes_the_place_of_the_next_ones() {
     let servers = Servers::default();
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::from_millis(2_500));
-    checker.set(1, spec(1, SECOND));
+    checker.set(key(1), spec(1, SECOND));
     reports.during(30 * SECOND).await;
 
     let starts = servers.starts(1);
@@ -152,7 +160,7 @@ async fn a_thousand_servers_are_spread_evenly_over_the_interval() {
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::from_millis(5));
     let began = now();
     for port in 0..SERVERS {
-        checker.set(port.into(), spec(port, SECOND));
+        checker.set(key(port.into()), spec(port, SECOND));
     }
     let reported = reports.during(SECOND * ROUNDS as u32 + Duration::from_millis(10)).await;
     assert!(reported.len() >= ROUNDS * SERVERS as usize, "{}", reported.len());
@@ -178,7 +186,7 @@ async fn no_more_probes_run_at_once_than_allowed_and_all_get_their_turn() {
     // 100 servers of a second each, 8 at a time: 12.5 s for a round of what is due once a second.
     let mut checker = Checker::with_prober(sender, servers.prober(|_, _| SECOND), AT_ONCE);
     for port in 0..SERVERS {
-        checker.set(port.into(), spec(port, SECOND));
+        checker.set(key(port.into()), spec(port, SECOND));
     }
     Reports(receiver).during(60 * SECOND).await;
     let counts: Vec<_> = (0..SERVERS).map(|port| servers.starts(port).len()).collect();
@@ -191,9 +199,9 @@ async fn no_more_probes_run_at_once_than_allowed_and_all_get_their_turn() {
 async fn a_report_has_the_result_and_its_time() {
     let servers = Servers::default();
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::from_millis(40));
-    checker.set(7, spec(1, SECOND));
+    checker.set(key(7), spec(1, SECOND));
     let report = reports.0.recv().await.unwrap();
-    assert_eq!((report.key, report.result), (7, Ok(Duration::from_millis(40))));
+    assert_eq!((report.key, report.result), (key(7), Ok(answer(Duration::from_millis(40)))));
     let took = report.at - servers.starts(1)[0];
     assert!(took.abs_diff(Duration::from_millis(40)) <= TIMER_STEP, "{took:?}");
 }
@@ -202,20 +210,20 @@ async fn a_report_has_the_result_and_its_time() {
 async fn a_removed_server_is_asked_no_more_and_its_late_reports_are_told() {
     let servers = Servers::default();
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::ZERO);
-    checker.set(1, spec(1, SECOND));
-    checker.set(2, spec(2, SECOND));
+    checker.set(key(1), spec(1, SECOND));
+    checker.set(key(2), spec(2, SECOND));
     let report = loop {
         let report = reports.0.recv().await.unwrap();
-        if report.key == 1 {
+        if report.key.server == 1 {
             break report;
         }
     };
     assert!(checker.is_current(&report));
-    checker.remove(1);
+    checker.remove(key(1));
     assert!(!checker.is_current(&report));
     let asked = servers.starts(1).len();
     let later = reports.during(10 * SECOND).await;
-    assert!(later.iter().all(|report| report.key == 2) && later.len() >= 9);
+    assert!(later.iter().all(|report| report.key.server == 2) && later.len() >= 9);
     assert_eq!(servers.starts(1).len(), asked);
 }
 
@@ -226,7 +234,7 @@ async fn a_replaced_check_never_runs_beside_the_new_one() {
     let mut late = None;
     for round in 1..=20u32 {
         // Another interval makes it another check, of the same server.
-        checker.set(1, spec(1, SECOND + Duration::from_millis(round.into())));
+        checker.set(key(1), spec(1, SECOND + Duration::from_millis(round.into())));
         if let Some(late) = &late {
             assert!(!checker.is_current(late));
         }
@@ -247,7 +255,7 @@ async fn setting_the_same_check_again_does_not_disturb_it() {
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::from_millis(300));
     let mut reported = Vec::new();
     for _ in 0..100 {
-        checker.set(1, spec(1, SECOND));
+        checker.set(key(1), spec(1, SECOND));
         reported.extend(reports.during(Duration::from_millis(100)).await);
     }
     // The last probe may still be running.
@@ -260,12 +268,12 @@ async fn a_full_channel_holds_probes_back_and_loses_no_result() {
     let servers = Servers::default();
     let (sender, mut receiver) = mpsc::channel(1);
     let mut checker = Checker::with_prober(sender, servers.prober(|_, probe| probe as u32 * TIMER_STEP), 1);
-    checker.set(1, spec(1, SECOND));
+    checker.set(key(1), spec(1, SECOND));
     tokio::time::sleep(60 * SECOND).await;
     // One report in the channel, one waiting to get in.
     assert_eq!(servers.starts(1).len(), 2);
     for probe in 0..10 {
-        assert_eq!(receiver.recv().await.unwrap().result, Ok(probe * TIMER_STEP));
+        assert_eq!(receiver.recv().await.unwrap().result, Ok(answer(probe * TIMER_STEP)));
     }
 }
 
@@ -273,7 +281,7 @@ async fn a_full_channel_holds_probes_back_and_loses_no_result() {
 async fn checks_end_with_the_checker_and_with_the_receiver() {
     let servers = Servers::default();
     let (mut dropped, mut kept_reports) = checker(&servers, |_, _| Duration::ZERO);
-    dropped.set(1, spec(1, SECOND));
+    dropped.set(key(1), spec(1, SECOND));
     kept_reports.during(2 * SECOND).await;
     drop(dropped);
     // The channel closes once no task holds its sender.
@@ -281,7 +289,7 @@ async fn checks_end_with_the_checker_and_with_the_receiver() {
 
     let (mut kept, dropped_reports) = checker(&servers, |_, _| Duration::ZERO);
     drop(dropped_reports);
-    kept.set(2, spec(2, SECOND));
+    kept.set(key(2), spec(2, SECOND));
     tokio::time::sleep(10 * SECOND).await;
     assert_eq!(servers.starts(2).len(), 1);
 }
@@ -290,7 +298,7 @@ async fn checks_end_with_the_checker_and_with_the_receiver() {
 async fn an_interval_of_zero_is_raised_to_the_least() {
     let servers = Servers::default();
     let (mut checker, mut reports) = checker(&servers, |_, _| Duration::ZERO);
-    checker.set(1, spec(1, Duration::ZERO));
+    checker.set(key(1), spec(1, Duration::ZERO));
     reports.during(SECOND).await;
     let asked = servers.starts(1).len();
     assert!((99..=101).contains(&asked), "{asked}");
@@ -304,15 +312,16 @@ async fn the_checker_asks_real_servers() {
     let (sender, mut reports) = mpsc::channel(16);
     let mut checker = Checker::new(sender);
     let interval = CheckSpec::MIN_INTERVAL;
-    checker.set(1, CheckSpec { target: listener.local_addr().unwrap(), timeout: 20 * SECOND, ..spec(0, interval) });
-    checker.set(2, CheckSpec { target: taken.local_addr().unwrap(), timeout: 20 * SECOND, ..spec(0, interval) });
+    checker
+        .set(key(1), CheckSpec { target: listener.local_addr().unwrap(), timeout: 20 * SECOND, ..spec(0, interval) });
+    checker.set(key(2), CheckSpec { target: taken.local_addr().unwrap(), timeout: 20 * SECOND, ..spec(0, interval) });
     let mut seen = [0; 2];
     while seen.contains(&0) {
         let report = reports.recv().await.unwrap();
-        match report.key {
+        match report.key.server {
             1 => assert!(report.result.is_ok(), "{:?}", report.result),
             _ => assert_eq!(report.result, Err(ProbeError::Refused)),
         }
-        seen[report.key as usize - 1] += 1;
+        seen[report.key.server as usize - 1] += 1;
     }
 }

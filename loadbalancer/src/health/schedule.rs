@@ -27,6 +27,17 @@ impl Spread {
     }
 }
 
+/// First probes are put together by this much: most of what a probe costs is that the processor wakes up for it, and that
+/// is once for all that are due at one time.
+pub const BATCH: Duration = Duration::from_millis(10);
+
+/// The moment on the grid that all checks share, which began at `epoch`, at or before `moment`. Checks whose interval is a
+/// multiple of [`BATCH`] stay on it.
+pub fn batched(epoch: Instant, moment: Instant) -> Instant {
+    let since = whole_nanoseconds(moment.saturating_duration_since(epoch));
+    epoch + Duration::from_nanos(since - since % whole_nanoseconds(BATCH))
+}
+
 /// The first of `first`, `first + interval`, ... that lies after `now`. Slots that were missed are not made up for, and
 /// the grid never shifts.
 pub fn next_slot(first: Instant, interval: Duration, now: Instant) -> Instant {
@@ -70,6 +81,15 @@ mod tests {
             let late = Duration::from_nanos(late % interval);
             let now = first + step * rounds + late;
             prop_assert_eq!(next_slot(first, step, now), first + step * (rounds + 1));
+        }
+    }
+
+    #[test]
+    fn moments_are_put_together_on_a_grid() {
+        let epoch = Instant::now();
+        for (moment, expected) in [(0, 0), (9_999, 0), (10_000, 10_000), (10_001, 10_000), (1_234_567, 1_230_000)] {
+            let at = |us| epoch + Duration::from_micros(us);
+            assert_eq!(batched(epoch, at(moment)), at(expected));
         }
     }
 

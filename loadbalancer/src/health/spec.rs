@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -11,19 +11,41 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use thiserror::Error;
 
-/// The check of one server.
+use super::agent::AgentCheck;
+use super::body::BodyMatch;
+use super::command::CommandCheck;
+use super::dns::DnsCheck;
+use super::tls::TlsCheck;
+use super::udp::UdpCheck;
+
+/// What is asked of one server, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckSpec {
     pub kind: CheckKind,
+    /// The port is zero for kinds that need none.
     pub target: SocketAddr,
-    /// Address of the gateway to ask from; `None` leaves the choice to the routing table.
-    pub source: Option<IpAddr>,
+    pub via: Via,
+    /// Local TCP or UDP port to ask from; `None` leaves the choice to the system. See [`super::SourcePorts`].
+    pub source_port: Option<NonZeroU16>,
+    /// Names of service and server, for commands.
+    pub service: String,
+    pub server: String,
     /// From the start of one probe to the start of the next, at least [`CheckSpec::MIN_INTERVAL`] (shorter is raised).
     pub interval: Duration,
     /// For a whole probe, from opening the socket to the end of the answer. May exceed the interval: a probe that is
     /// still running when the next is due takes its place.
     pub timeout: Duration,
-    pub thresholds: Thresholds,
+}
+
+/// The way that a probe takes. What is not set is left to the routing table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Via {
+    /// Address of the gateway to ask from.
+    pub source: Option<IpAddr>,
+    /// Name of the interface that packets must leave and come by (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
+    /// Firewall mark that policy routing tells the way by (`SO_MARK`).
+    pub mark: Option<u32>,
 }
 
 impl CheckSpec {
@@ -44,8 +66,39 @@ pub struct Thresholds {
 pub enum CheckKind {
     /// The server accepts a connection.
     Tcp,
-    /// The server answers a request with an expected status.
+    /// The server answers a request as expected.
     Http(HttpCheck),
+    /// The same within TLS.
+    Https(HttpCheck, TlsCheck),
+    /// The server answers a datagram.
+    Udp(UdpCheck),
+    /// The server answers an ICMP or ICMPv6 echo request.
+    Icmp,
+    /// The server answers a DNS query over UDP.
+    Dns(DnsCheck),
+    /// A program of the gateway's ends with exit code 0.
+    Command(CommandCheck),
+    /// The server's agent says how it is.
+    Agent(AgentCheck),
+}
+
+/// What port a kind of check asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    Tcp,
+    Udp,
+    /// The host as such, or whatever a command does with the port.
+    Any,
+}
+
+impl CheckKind {
+    pub const fn asks(&self) -> Asks {
+        match self {
+            Self::Tcp | Self::Http(_) | Self::Https(..) | Self::Agent(_) => Asks::Tcp,
+            Self::Udp(_) | Self::Dns(_) => Asks::Udp,
+            Self::Icmp | Self::Command(_) => Asks::Any,
+        }
+    }
 }
 
 /// An HTTP/1.1 request and the statuses that are good answers to it. Redirects are not followed.
@@ -55,6 +108,7 @@ pub struct HttpCheck {
     pub(super) path: PathAndQuery,
     pub(super) host: Option<HeaderValue>,
     pub(super) expect: StatusRanges,
+    pub(super) body: Option<BodyMatch>,
 }
 
 impl HttpCheck {
@@ -85,7 +139,15 @@ impl HttpCheck {
             }
             Some(text) => Some(HeaderValue::from_str(text).map_err(|_| SpecError::Host(text.to_owned()))?),
         };
-        Ok(Self { method: parsed_method, path: parsed_path, host, expect: StatusRanges::new(expect)? })
+        Ok(Self { method: parsed_method, path: parsed_path, host, expect: StatusRanges::new(expect)?, body: None })
+    }
+
+    /// Asks for a body as well.
+    ///
+    /// # Errors
+    /// The method is HEAD, to which answers have no body.
+    pub fn with_body(self, body: BodyMatch) -> Result<Self, SpecError> {
+        if self.method == Method::HEAD { Err(SpecError::NoBody) } else { Ok(Self { body: Some(body), ..self }) }
     }
 }
 
@@ -125,7 +187,7 @@ impl fmt::Display for StatusRanges {
     }
 }
 
-/// Why an HTTP check cannot be made.
+/// Why a check cannot be made: what is wrong, and after a colon how to mend it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SpecError {
     #[error("`{0}` is not a method of an HTTP check: use GET, HEAD or another one that takes a path")]
@@ -138,6 +200,36 @@ pub enum SpecError {
     NoStatus,
     #[error("{0}-{1} is not a range of final HTTP statuses: give first and last, in order, within 200-599")]
     Status(u16, u16),
+    #[error("every body contains an empty text: give some text of a good answer")]
+    EmptyBody,
+    #[error("a HEAD request gets no body: remove `body` and `body_regex`, or use GET")]
+    NoBody,
+    #[error("the pattern cannot be read ({0}): write it in the syntax of the Rust crate `regex`")]
+    Pattern(String),
+    #[error("the pattern is too large when compiled: use smaller repetitions")]
+    PatternTooLarge,
+    #[error("`{0}` is not a name in a certificate: give a host name or an address, without port")]
+    ServerName(String),
+    #[error("`{0}` is not hexadecimal: write two digits a byte, such as \"0d 0a\"")]
+    Hex(String),
+    #[error("nothing is to be sent: give a datagram of 1 to 1400 bytes")]
+    NothingToSend,
+    #[error("{0} bytes are too many for a datagram: give 1 to 1400")]
+    TooMuchToSend(usize),
+    #[error("every answer contains nothing: give some bytes of a good answer, or leave it out")]
+    NothingExpected,
+    #[error("`{0}` is not a name to ask a DNS server for: use labels of 1 to 63 bytes with dots between them")]
+    Query(String),
+    #[error("`{0}` is not a type of DNS record to ask for: use A, AAAA, CNAME, MX, NS, PTR, SOA, SRV, TXT or ANY")]
+    RecordType(String),
+    #[error("`{0}` is not a DNS response code: use NOERROR, NXDOMAIN, REFUSED, SERVFAIL, FORMERR, NOTIMP or NOTAUTH")]
+    ResponseCode(String),
+    #[error("there is no command: give the program and its arguments, such as [\"/usr/local/bin/check\", \"-q\"]")]
+    NoCommand,
+    #[error("`{0}` is not a program: give its absolute path")]
+    Command(String),
+    #[error("an argument has a zero byte: remove it")]
+    ZeroByte,
 }
 
 #[cfg(test)]
