@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Changed, Failure};
+use crate::control::quality;
 use crate::control::snapshot::{API_VERSION, Change, Snapshot};
 
 const TIME_OUT: Duration = Duration::from_secs(10);
@@ -42,6 +43,11 @@ pub enum ClientError {
 /// Reads the state of the gateway.
 pub async fn snapshot(socket: &Path) -> Result<Snapshot, ClientError> {
     call(socket, Method::GET, "snapshot", &()).await
+}
+
+/// Why the weights are what they are.
+pub async fn quality(socket: &Path) -> Result<quality::Report, ClientError> {
+    call(socket, Method::GET, "quality", &()).await
 }
 
 /// Changes a server, and gives its full name.

@@ -114,6 +114,10 @@ async fn answer(request: HttpRequest<Incoming>, requests: mpsc::Sender<Request>)
             Some(snapshot) => json(StatusCode::OK, &snapshot),
             None => stopping(),
         },
+        (Method::GET, "quality") => match ask(&requests, Request::Quality).await {
+            Some(report) => json(StatusCode::OK, &report),
+            None => stopping(),
+        },
         (Method::POST, "reload") => match ask(&requests, Request::Reload).await {
             Some(Ok(())) => json(StatusCode::OK, &serde_json::json!({})),
             Some(Err(error)) => failure(StatusCode::CONFLICT, error),

@@ -3,6 +3,7 @@
 mod decap;
 mod doctor;
 mod flows;
+mod quality;
 mod show;
 mod table;
 
@@ -18,6 +19,7 @@ use loadbalancer::config::{Config, ConfigErrors};
 use loadbalancer::control;
 use loadbalancer::control::snapshot::{Change, Snapshot};
 use loadbalancer::dataplane::kernel::{lock_pins, remove_pin_root, remove_pins};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 pub const SOCKET: &str = "/run/loadbalancer.sock";
@@ -51,12 +53,18 @@ enum Command {
     Stats {
         #[command(flatten)]
         show: ShowArgs,
-        /// Again and again, with rates, every so many seconds
-        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
-        watch: Option<u64>,
-        /// Stop watching after so many tables
-        #[arg(long, requires = "watch")]
-        count: Option<u64>,
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
+    /// Explain the weight of every server: what was measured, the score, the reason for the last change
+    Quality {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// List services
     Services(ShowArgs),
@@ -114,6 +122,16 @@ pub struct ShowArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Clone)]
+pub struct WatchArgs {
+    /// Again and again, every so many seconds; counters are shown as rates
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+    pub watch: Option<u64>,
+    /// Stop watching after so many tables
+    #[arg(long, requires = "watch")]
+    pub count: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -182,8 +200,11 @@ fn execute(command: Command) -> Result<()> {
         Command::Check { file, json } => check(&file, json),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Status(args) => print(&args, show::status),
-        Command::Stats { show, watch: None, .. } => print(&show, |snapshot| show::stats(snapshot, None)),
-        Command::Stats { show, watch: Some(seconds), count } => watch(&show, seconds, count),
+        Command::Stats { show, watch: args } => watch(&args, show.json, async || snapshot(&show).await, show::stats),
+        Command::Quality { socket, json, watch: args } => {
+            let fetch = async || Ok(client::quality(&socket.socket).await?);
+            watch(&args, json, fetch, |report, _| quality::quality(report))
+        }
         Command::Services(args) => print(&args, show::services),
         Command::Backends(args) => print(&args, show::backends),
         Command::Backend(command) => change(command),
@@ -252,31 +273,38 @@ fn print(args: &ShowArgs, table: impl Fn(&Snapshot) -> String) -> Result<()> {
     Ok(())
 }
 
-fn watch(args: &ShowArgs, seconds: u64, count: Option<u64>) -> Result<()> {
-    let interval = Duration::from_secs(seconds.max(1));
+/// Shows something once, or again and again beside what it was before.
+fn watch<T: Serialize>(
+    args: &WatchArgs,
+    json: bool,
+    fetch: impl AsyncFn() -> Result<T>,
+    text: impl Fn(&T, Option<&T>) -> String,
+) -> Result<()> {
     block_on(async {
-        let mut before: Option<Snapshot> = None;
+        let mut before: Option<T> = None;
         let mut shown = 0;
         loop {
-            let now = snapshot(args).await?;
+            let now = fetch().await?;
             let mut out = std::io::stdout();
-            if args.json {
-                writeln!(out, "{}", serde_json::to_string(&now)?)?;
-            } else {
-                if out.is_terminal() {
-                    // To the upper left, and nothing below.
-                    write!(out, "\x1b[H\x1b[J")?;
+            match (json, args.watch) {
+                (true, None) => writeln!(out, "{}", serde_json::to_string_pretty(&now)?)?,
+                (true, Some(_)) => writeln!(out, "{}", serde_json::to_string(&now)?)?,
+                (false, _) => {
+                    if args.watch.is_some() && out.is_terminal() {
+                        // To the upper left, and nothing below.
+                        write!(out, "\x1b[H\x1b[J")?;
+                    }
+                    writeln!(out, "{}", text(&now, before.as_ref()).trim_end())?;
                 }
-                writeln!(out, "{}", show::stats(&now, before.as_ref()).trim_end())?;
             }
             out.flush()?;
             shown += 1;
-            if count.is_some_and(|count| shown >= count) {
+            let Some(seconds) = args.watch.filter(|_| args.count.is_none_or(|count| shown < count)) else {
                 return Ok(());
-            }
+            };
             before = Some(now);
             tokio::select! {
-                () = tokio::time::sleep(interval) => {}
+                () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
                 _ = tokio::signal::ctrl_c() => return Ok(()),
             }
         }

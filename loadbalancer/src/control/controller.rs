@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::desire::{self, ServerId, Standing};
 use super::hot::{self, Load};
 use super::probes;
+use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{self, Change, Snapshot};
 use crate::config::{Config, ConfigErrors, Interface, Service, XdpMode};
@@ -20,10 +21,16 @@ use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::stats;
-use crate::health::{Checker, Health, Part, ProbeKey, Report, ServerHealth};
+use crate::health::{Answer, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth};
+use crate::quality::Settings as QualitySettings;
+use crate::quality::explain::GroupReport;
+use crate::quality::group::{Entry, Event, Nominal};
+use crate::quality::signal::ServerKey;
 
 /// How often flows are counted.
 pub const TICK: Duration = Duration::from_secs(1);
+/// How often quality is turned into weights.
+pub const QUALITY_TICK: Duration = Duration::from_millis(250);
 /// How often all maps are compared with what they should say.
 const COMPARE: Duration = Duration::from_secs(30);
 /// The walk over the `nat` flows may take this part of the time at most.
@@ -35,6 +42,7 @@ const TOLD_WAYS: usize = 20;
 #[derive(Debug)]
 pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
+    Quality(oneshot::Sender<quality::Report>),
     /// Server, as `service/server` or by its name alone.
     Change(String, Change, oneshot::Sender<Result<String, String>>),
     Reload(oneshot::Sender<Result<(), String>>),
@@ -44,6 +52,9 @@ struct ServerState {
     check_key: u32,
     standing: Standing,
     health: Option<ServerHealth>,
+    /// What its agent says.
+    word: LastWord,
+    entry: Entry,
     /// When its health last changed, in ticks: see [`census::affinity`].
     suspect_since: Option<u32>,
 }
@@ -63,6 +74,7 @@ pub struct Controller {
     keys: HashMap<u32, ServerId>,
     next_key: u32,
     checker: Checker,
+    quality: Quality,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -97,6 +109,7 @@ impl Controller {
             keys: HashMap::new(),
             next_key: 0,
             checker: Checker::new(reports),
+            quality: Quality::new(now),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -121,6 +134,8 @@ impl Controller {
     /// Brings servers, checks and targets to the configuration.
     fn follow_config(&mut self) {
         let mut servers = HashMap::new();
+        // All that are there at the beginning begin together, and need no slow start.
+        let entry = if self.next_key == 0 { Entry::Known } else { Entry::New };
         for service in &self.config.services {
             for server in &service.servers {
                 let id = desire::server_id(service, server);
@@ -136,8 +151,11 @@ impl Controller {
                             health: None,
                             drained: kernel.is_some_and(|backend| backend.has(Backend::DRAINED)),
                             set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
+                            given: None,
                         },
                         health: None,
+                        word: LastWord::default(),
+                        entry: if kernel.is_some() { Entry::Known } else { entry },
                         suspect_since: None,
                     }
                 });
@@ -164,6 +182,15 @@ impl Controller {
                         state.health = None;
                         state.standing.health = None;
                     }
+                }
+                let besides = probes::besides(service, server);
+                let parts: Vec<Part> = besides.iter().map(|(part, _)| *part).chain([Part::Check]).collect();
+                self.checker.keep(state.check_key, &parts);
+                if service.agent.is_none() {
+                    state.word = LastWord::default();
+                }
+                for (part, spec) in besides {
+                    self.checker.set(ProbeKey { server: state.check_key, part }, spec);
                 }
                 servers.insert(id, state);
             }
@@ -211,7 +238,8 @@ impl Controller {
                         source: (backend.source.0 != [0; 4]).then(|| stats::any_address(backend.source, ipv6)),
                         flags: backend.flags & Backend::DOWN,
                         tier: 0,
-                        weight: 0,
+                        ring: 0,
+                        load: 0,
                         nominal: 0,
                         set_weight: 0,
                         high_water: backend.high_water,
@@ -225,6 +253,64 @@ impl Controller {
 
     /// Makes the kernel say what is wanted now.
     pub fn apply(&mut self) {
+        self.step_quality();
+        self.write();
+    }
+
+    /// Every [`QUALITY_TICK`]: turns what was measured into weights.
+    pub fn on_quality_tick(&mut self) {
+        if self.step_quality() {
+            self.write();
+        }
+    }
+
+    fn step_quality(&mut self) -> bool {
+        let mut present = Vec::with_capacity(self.servers.len());
+        for service in &self.config.services {
+            for server in &service.servers {
+                let id = desire::server_id(service, server);
+                let Some(state) = self.servers.get(&id) else { continue };
+                let standing = &state.standing;
+                let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+                present.push(Present {
+                    key: ServerKey(state.check_key),
+                    id,
+                    tier: server.tier,
+                    nominal: Nominal {
+                        weight: u32::from(desire::nominal_weight(server, standing)),
+                        high_water: server.high_water.map(|mark| mark.get()),
+                    },
+                    entry: state.entry,
+                    up: standing.health.is_none_or(Health::may_serve)
+                        && desire::way(service, server.addr, &self.resolved).is_ok(),
+                    active: number.map_or(0, |number| self.reconciler.active(*number)),
+                    word: quality::word(state.word.word()),
+                });
+            }
+        }
+        let step = self.quality.step(&present, &QualitySettings::default(), Instant::now());
+        for state in self.servers.values_mut() {
+            state.standing.given = self.quality.given(ServerKey(state.check_key));
+        }
+        for event in &step.events {
+            self.tell_event(event);
+        }
+        step.changed
+    }
+
+    fn tell_event(&self, event: &Event) {
+        let name = |key: &ServerKey| self.keys.get(&key.0).and_then(|id| self.name_of(*id)).unwrap_or_default();
+        match event {
+            Event::Ejected { server, cause, .. } => {
+                tracing::warn!(server = %name(server), %cause, "ejected");
+            }
+            Event::Returned { server } => tracing::info!(server = %name(server), "its ejection is over"),
+            Event::PanicBegins => tracing::warn!("too few servers in good order: ejected ones serve again"),
+            Event::PanicEnds => tracing::info!("enough servers in good order again"),
+        }
+    }
+
+    fn write(&mut self) {
         let standings = self.servers.iter().map(|(id, state)| (*id, state.standing.clone())).collect();
         let desired = desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving());
         let result = self.reconciler.apply(&desired);
@@ -356,12 +442,34 @@ impl Controller {
         self.apply();
     }
 
-    /// Takes the result of a check. True if the kernel must be told.
+    /// Takes the result of a probe. True if the kernel must be told.
     pub fn on_report(&mut self, report: Report) -> bool {
-        if !self.checker.is_current(&report) || report.key.part != Part::Check {
+        if !self.checker.is_current(&report) {
             return false;
         }
-        let Some(state) = self.keys.get(&report.key.server).and_then(|id| self.servers.get_mut(id)) else {
+        let Some(id) = self.keys.get(&report.key.server).copied() else {
+            return false;
+        };
+        match report.key.part {
+            Part::Check => {
+                self.measure(&report);
+                self.on_check(id, report)
+            }
+            Part::Monitor(_) => {
+                self.measure(&report);
+                false
+            }
+            Part::Agent => self.on_word(id, report),
+        }
+    }
+
+    fn measure(&mut self, report: &Report) {
+        let result = report.result.as_ref().map(|answer| answer.latency);
+        self.quality.sample(ServerKey(report.key.server), result, report.at);
+    }
+
+    fn on_check(&mut self, id: ServerId, report: Report) -> bool {
+        let Some(state) = self.servers.get_mut(&id) else {
             return false;
         };
         let Some(health) = &mut state.health else {
@@ -371,14 +479,14 @@ impl Controller {
         let transition = health.observe(report.result.map(|answer| answer.latency), report.at);
         let now = health.health();
         if let Some(transition) = transition {
-            let name = self.keys.get(&report.key.server).and_then(|id| self.name_of(*id)).unwrap_or_default();
+            let name = self.name_of(id).unwrap_or_default();
             let (from, to) = (transition.from.label(), transition.to.label());
             match failure {
                 Some(reason) => tracing::warn!(server = %name, from, to, %reason, "health changed"),
                 None => tracing::info!(server = %name, from, to, "health changed"),
             }
         }
-        let Some(state) = self.keys.get(&report.key.server).and_then(|id| self.servers.get_mut(id)) else {
+        let Some(state) = self.servers.get_mut(&id) else {
             return false;
         };
         // What an earlier controller knew stands until this one knows better.
@@ -390,6 +498,29 @@ impl Controller {
         }
         state.standing.health = Some(now);
         true
+    }
+
+    fn on_word(&mut self, id: ServerId, report: Report) -> bool {
+        let Some(state) = self.servers.get_mut(&id) else {
+            return false;
+        };
+        let before = quality::word(state.word.word());
+        let failed = state.word.last_failure().is_some();
+        let said = report.result.map(|Answer { word, .. }| word.map_or_else(Default::default, |word| *word));
+        let first_failure = said.as_ref().err().filter(|_| !failed).cloned();
+        state.word.observe(said, report.at);
+        let now = quality::word(state.word.word());
+        if now == before && first_failure.is_none() {
+            return false;
+        }
+        let name = self.name_of(id).unwrap_or_default();
+        if let Some(error) = first_failure {
+            tracing::warn!(server = %name, %error, "its agent could not be asked; what it said before stays");
+        }
+        if now.state != before.state || now.weight_percent != before.weight_percent {
+            tracing::info!(server = %name, state = ?now.state, percent = now.weight_percent, "its agent says");
+        }
+        now != before
     }
 
     fn name_of(&self, id: ServerId) -> Option<String> {
@@ -627,6 +758,44 @@ impl Controller {
         })
     }
 
+    fn quality_report(&self) -> quality::Report {
+        let now = Instant::now();
+        let reports: HashMap<quality::GroupKey, GroupReport> = self.quality.explain(now).collect();
+        let mut services = Vec::new();
+        for service in &self.config.services {
+            let mut keys: Vec<quality::GroupKey> = Vec::new();
+            for server in &service.servers {
+                let key = (desire::server_id(service, server).service, server.tier);
+                if !keys.contains(&key) {
+                    keys.push(key);
+                }
+            }
+            keys.sort_by_key(|(_, tier)| *tier);
+            for key in keys {
+                let Some(report) = reports.get(&key) else { continue };
+                let servers = report.servers.iter().filter_map(|server| {
+                    let id = self.keys.get(&server.server.0)?;
+                    let of_id = |server: &&crate::config::Server| desire::server_id(service, server) == *id;
+                    let name = service.servers.iter().find(of_id)?.name.clone();
+                    Some(quality::NamedServer { name, report: server.clone() })
+                });
+                services.push(quality::ServiceReport {
+                    service: service.name.clone(),
+                    tier: key.1,
+                    panic: report.panic,
+                    published_at_s: report.published_at_s,
+                    servers: servers.collect(),
+                });
+            }
+        }
+        quality::Report {
+            taken_ms: now_ms(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            rings: self.quality.rings,
+            services,
+        }
+    }
+
     fn server_snapshots(&self, service: &Service, kernel: &stats::KernelStats) -> Vec<snapshot::Server> {
         let mut tier_weights: HashMap<(u64, u8), u64> = HashMap::new();
         let mut servers = Vec::new();
@@ -636,7 +805,8 @@ impl Controller {
             let state = self.servers.get(&id);
             let standing = state.map_or(&unknown, |state| &state.standing);
             let way = desire::way(service, server.addr, &self.resolved);
-            let effective = desire::weight(server, standing, way.is_ok());
+            let serves = desire::serves(server, standing, way.is_ok());
+            let effective = if serves { desire::ring_weight(server, standing, way.is_ok()) } else { 0 };
             *tier_weights.entry((id.service, server.tier)).or_default() += u64::from(effective);
             let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
             let found = number.and_then(|number| kernel.backends.get(number));
@@ -648,6 +818,7 @@ impl Controller {
                 }
                 (Err(reason), _) => ("unreachable", Some(reason.clone())),
                 (_, Standing { drained: true, .. }) => ("drained", None),
+                (_, Standing { given: Some(given), .. }) if !given.serves && server.weight > 0 => ("ejected", None),
                 (_, Standing { health: None, .. }) => ("unchecked", None),
                 (_, Standing { health: Some(health), .. }) => (health.label(), None),
             };
@@ -752,6 +923,7 @@ impl Controller {
                 Ok(snapshot) => drop(reply.send(snapshot)),
                 Err(error) => tracing::error!(%error, "cannot read the counters"),
             },
+            Request::Quality(reply) => drop(reply.send(self.quality_report())),
             Request::Change(server, change, reply) => drop(reply.send(self.change(&server, &change))),
             Request::Reload(reply) => drop(reply.send(self.reload())),
         }

@@ -11,6 +11,7 @@ use loadbalancer_common::path::Path;
 use loadbalancer_common::service::{Service as KernelService, mode};
 use loadbalancer_common::settings::TIMEOUTS;
 
+use super::quality::Given;
 use super::resolver::Resolved;
 use crate::config::{Affinity, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts};
 use crate::dataplane::desired::{Desired, DesiredBackend, DesiredService, identity};
@@ -25,6 +26,8 @@ pub struct Standing {
     pub drained: bool,
     /// Weight that the operator has set.
     pub set_weight: Option<u16>,
+    /// What measured quality makes of it; None: nothing was measured yet.
+    pub given: Option<Given>,
 }
 
 /// Who a server is: the identities of its service in the kernel and of its backend there.
@@ -104,10 +107,26 @@ pub fn way(service: &Service, server: IpAddr, resolved: &Resolved) -> Result<Pat
     path(hop, encapsulation, server).map_err(|error| error.to_string())
 }
 
-/// Whether a server gets new flows, and with what weight.
-pub fn weight(server: &Server, standing: &Standing, reachable: bool) -> u32 {
-    let serves = standing.health.is_none_or(Health::may_serve) && !standing.drained && reachable;
-    if serves { u32::from(standing.set_weight.unwrap_or(server.weight)) } else { 0 }
+/// Weight as configured, or as the operator has set it.
+pub fn nominal_weight(server: &Server, standing: &Standing) -> u16 {
+    if standing.drained { 0 } else { standing.set_weight.unwrap_or(server.weight) }
+}
+
+/// Whether a server gets new flows.
+pub fn serves(server: &Server, standing: &Standing, reachable: bool) -> bool {
+    standing.health.is_none_or(Health::may_serve)
+        && reachable
+        && nominal_weight(server, standing) > 0
+        && standing.given.is_none_or(|given| given.serves)
+}
+
+/// Weight in the ring. A server that serves no more may stay in it for the moment that the next ring takes.
+pub fn ring_weight(server: &Server, standing: &Standing, reachable: bool) -> u32 {
+    match standing.given {
+        Some(given) => given.ring,
+        None if serves(server, standing, reachable) => u32::from(nominal_weight(server, standing)),
+        None => 0,
+    }
 }
 
 pub fn desired(
@@ -158,9 +177,8 @@ fn backend(
     let unknown = Standing::default();
     let standing = standings.get(&id).unwrap_or(&unknown);
     let path = way(service, server.addr, resolved);
-    let weight = weight(server, standing, path.is_ok());
     let mut flags = 0;
-    if weight > 0 {
+    if serves(server, standing, path.is_ok()) {
         flags |= Backend::ACCEPTS;
     }
     if standing.health == Some(Health::Down) {
@@ -176,10 +194,14 @@ fn backend(
         source: source(service, server, resolved),
         flags,
         tier: server.tier,
-        weight,
+        ring: ring_weight(server, standing, path.is_ok()),
+        load: standing.given.map_or_else(|| u32::from(nominal_weight(server, standing)), |given| given.load),
         nominal: u32::from(server.weight),
         set_weight: standing.set_weight.map_or(0, |weight| u32::from(weight) + 1),
-        high_water: server.high_water.map_or(u32::MAX, |mark| mark.get()),
+        high_water: match standing.given {
+            Some(given) => given.high_water.unwrap_or(u32::MAX),
+            None => server.high_water.map_or(u32::MAX, |mark| mark.get()),
+        },
         paths: path.into_iter().collect(),
     }
 }

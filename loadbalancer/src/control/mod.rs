@@ -7,6 +7,7 @@ pub mod controller;
 pub mod desire;
 pub mod hot;
 pub mod probes;
+pub mod quality;
 pub mod resolver;
 pub mod snapshot;
 pub(crate) mod start;

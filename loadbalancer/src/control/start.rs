@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::controller::{Controller, Request, TICK};
+use super::controller::{Controller, QUALITY_TICK, Request, TICK};
 use super::resolver::{self, Targets};
 use crate::admin;
 use crate::config::{Config, OnIncompatible, OnStop};
@@ -106,6 +106,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quality_tick = interval(QUALITY_TICK);
+    quality_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -143,6 +145,7 @@ pub async fn run(path: &Path) -> Result<()> {
                     assigned = reassign_vips(&network, &controller, assigned).await;
                 }
             }
+            _ = quality_tick.tick() => controller.on_quality_tick(),
             _ = tick.tick() => {
                 if let Err(error) = controller.on_tick() {
                     tracing::error!(%error, "cannot count flows");

@@ -46,7 +46,9 @@ pub struct DesiredBackend {
     pub flags: u16,
     pub tier: u8,
     /// Weight in the ring; zero: not in it.
-    pub weight: u32,
+    pub ring: u32,
+    /// Weight by which its active flows are judged.
+    pub load: u32,
     /// Weight of the configuration, see [`crate::ring::Member::nominal`].
     pub nominal: u32,
     /// Weight that the operator has set, plus one; zero: none. Kept so that a new controller knows it.

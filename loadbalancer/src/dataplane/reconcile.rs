@@ -270,12 +270,12 @@ impl Reconciler {
         for backend in &desired.backends {
             let (number, wrote) = self.add_backend(desired, id, backend)?;
             changed |= wrote;
-            if backend.weight > 0 || backend.nominal > 0 {
+            if backend.ring > 0 || backend.nominal > 0 {
                 tiers[backend.tier as usize % MAX_TIERS].push(Member {
                     backend: number,
                     id: backend.identity,
                     nominal: backend.nominal,
-                    weight: backend.weight,
+                    weight: backend.ring,
                 });
             }
         }
@@ -375,7 +375,7 @@ impl Reconciler {
             service: service_id,
             port: Be16::new(desired.port.unwrap_or(0)),
             pad: 0,
-            weight: desired.weight.max(1),
+            weight: desired.load.max(1),
             hot_mark: if is_new { u32::MAX } else { before.hot_mark },
             high_water: desired.high_water,
             set_weight: desired.set_weight,

@@ -116,6 +116,11 @@ impl Checker {
         self.checks.remove(&key);
     }
 
+    /// Asks a server no more but these.
+    pub fn keep(&mut self, server: u32, parts: &[Part]) {
+        self.checks.retain(|key, _| key.server != server || parts.contains(&key.part));
+    }
+
     /// Asks a server nothing any more.
     pub fn remove_server(&mut self, server: u32) {
         self.checks.retain(|key, _| key.server != server);

@@ -1,0 +1,125 @@
+//! `loadbalancer quality`: why each weight is what it is.
+
+use loadbalancer::control::quality::{Report, ServiceReport};
+use loadbalancer::quality::explain::{Change, Reason, ServerReport, SignalReport};
+use loadbalancer::quality::signal::WordState;
+
+use super::show::percent;
+use super::table::{latency, table, time};
+
+pub fn quality(report: &Report) -> String {
+    let mut rows = Vec::new();
+    let mut notes = String::new();
+    for service in &report.services {
+        for server in &service.servers {
+            rows.push(row(report, service, &server.name, &server.report));
+        }
+        if service.panic {
+            notes.push_str(&format!(
+                "\n{}: too few servers are in good order, so ejected ones serve as well",
+                name(service)
+            ));
+        }
+    }
+    let headings = [
+        "SERVER",
+        ">WEIGHT",
+        ">SHARE",
+        ">FACTOR",
+        ">SCORE",
+        "BY",
+        ">MEAN",
+        ">P90",
+        ">LOSS",
+        ">ERRORS",
+        ">ACTIVE",
+        "STATE",
+        ">SINCE",
+        "LAST CHANGE",
+    ];
+    format!("{}{notes}", table(&headings, rows))
+}
+
+fn name(service: &ServiceReport) -> String {
+    if service.tier == 0 { service.service.clone() } else { format!("{} (tier {})", service.service, service.tier) }
+}
+
+fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport) -> Vec<String> {
+    let none = || "-".to_owned();
+    let signal = it.signal.and_then(|kind| it.signals.iter().find(|signal| signal.kind == kind)).or(it.signals.first());
+    let of_signal = |value: fn(&SignalReport) -> Option<f64>| signal.and_then(value).map_or_else(none, micros);
+    let worst = |value: fn(&SignalReport) -> f64| {
+        if it.signals.is_empty() { none() } else { percent(it.signals.iter().map(value).fold(0.0, f64::max)) }
+    };
+    let ago = |change: &Change| time((report.uptime_s - change.at_s).max(0.0) as u64);
+    vec![
+        format!("{}/{server}", service.service),
+        it.nominal_weight.to_string(),
+        percent(it.published_share),
+        format!("{:.2}", it.factor),
+        it.badness.map_or_else(none, |badness| format!("{badness:.2}")),
+        it.signal.map_or_else(none, |kind| kind.label().to_owned()),
+        of_signal(|signal| signal.mean_s),
+        of_signal(|signal| signal.p90_s),
+        worst(|signal| signal.loss),
+        worst(|signal| signal.errors),
+        it.active.to_string(),
+        state(it),
+        it.last_change.as_ref().map_or_else(none, ago),
+        it.last_change.as_ref().map_or_else(none, why),
+    ]
+}
+
+fn micros(seconds: f64) -> String {
+    latency((seconds * 1e6) as u64)
+}
+
+fn state(it: &ServerReport) -> String {
+    if let Some(ejection) = &it.ejection {
+        let left = if ejection.ends_in_s > 0.0 {
+            format!("for {}", time(ejection.ends_in_s.ceil() as u64))
+        } else {
+            "until a check passes".to_owned()
+        };
+        return format!("ejected {left}: {}", ejection.cause);
+    }
+    match it.word.state {
+        WordState::Drain => return "drained by its agent".to_owned(),
+        WordState::Maintenance => return "in maintenance, says its agent".to_owned(),
+        WordState::Down => return "down, says its agent".to_owned(),
+        WordState::Up => {}
+    }
+    if !it.up {
+        return "down".to_owned();
+    }
+    if !it.serving {
+        return "weight 0".to_owned();
+    }
+    if it.slow_start < 1.0 {
+        return format!("slow start, {}", percent(it.slow_start));
+    }
+    if it.stale {
+        return "stale: weight frozen".to_owned();
+    }
+    if it.slowness.is_none() {
+        return "too few samples yet".to_owned();
+    }
+    if it.correcting { "being corrected".to_owned() } else { "steady".to_owned() }
+}
+
+fn why(change: &Change) -> String {
+    let reason = match change.reason {
+        Reason::Configured => "configured".to_owned(),
+        Reason::Slower { slowness } => format!("{slowness:.1} x the middle's latency"),
+        Reason::Faster { slowness } => format!("faster than its share asks: {slowness:.1} x the middle's latency"),
+        Reason::Failing { rate } => format!("{} of its requests fail", percent(rate)),
+        Reason::Ejected(cause) => format!("ejected: {cause}"),
+        Reason::EjectionOver => "its ejection is over".to_owned(),
+        Reason::Panic => "too few servers are left without it".to_owned(),
+        Reason::SlowStart => "slow start".to_owned(),
+        Reason::Word => "its agent says so".to_owned(),
+        Reason::Down => "it is down".to_owned(),
+        Reason::Peers => "others changed".to_owned(),
+    };
+    format!("{} -> {}: {reason}", percent(change.from), percent(change.to))
+}

@@ -1,0 +1,195 @@
+//! The loops from measured quality to weights of all services, and what they say of each server.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::desire::ServerId;
+use crate::health::{AgentAdmin, AgentState, ProbeError, Word as AgentWord};
+use crate::quality::Settings;
+use crate::quality::explain::{GroupReport, ServerReport};
+use crate::quality::group::{Entry, Event, Group, Nominal};
+use crate::quality::signal::{Failure, Kind, ReportedLoad, Sample, ServerKey, Word, WordState};
+
+/// Who is compared with whom: a service in the kernel, and a tier of it.
+pub type GroupKey = (u64, u8);
+
+/// What measured quality makes of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Weight in the ring.
+    pub ring: u32,
+    /// Whether new flows may go to it.
+    pub serves: bool,
+    /// Weight by which its active flows are judged.
+    pub load: u32,
+    pub high_water: Option<u32>,
+}
+
+/// A server as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Present {
+    pub key: ServerKey,
+    pub id: ServerId,
+    pub tier: u8,
+    pub nominal: Nominal,
+    pub entry: Entry,
+    /// Checks let it serve, and there is a way to it.
+    pub up: bool,
+    pub active: u32,
+    pub word: Word,
+}
+
+/// All weights, and why they are what they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// When it was made, in milliseconds since 1970.
+    pub taken_ms: u64,
+    /// Seconds since the controller's start, which other times are told in.
+    pub uptime_s: f64,
+    /// Rings published until now.
+    pub rings: u64,
+    pub services: Vec<ServiceReport>,
+}
+
+/// One tier of a service; with `nat` and `dnat` of one family.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    pub service: String,
+    pub tier: u8,
+    /// Too few servers are in good order: ejected ones serve as well.
+    pub panic: bool,
+    /// When the last ring was published.
+    pub published_at_s: Option<f64>,
+    pub servers: Vec<NamedServer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedServer {
+    pub name: String,
+    #[serde(flatten)]
+    pub report: ServerReport,
+}
+
+/// What happened in a step.
+#[derive(Debug, Default)]
+pub struct Step {
+    pub events: Vec<Event>,
+    /// The kernel must be told.
+    pub changed: bool,
+}
+
+#[derive(Debug)]
+pub struct Quality {
+    epoch: Instant,
+    groups: BTreeMap<GroupKey, Group>,
+    members: HashMap<ServerKey, GroupKey>,
+    given: HashMap<ServerKey, Given>,
+    /// Rings published until now.
+    pub rings: u64,
+}
+
+impl Quality {
+    pub fn new(now: Instant) -> Self {
+        Self { epoch: now, groups: BTreeMap::new(), members: HashMap::new(), given: HashMap::new(), rings: 0 }
+    }
+
+    fn since_epoch(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.epoch)
+    }
+
+    /// Takes a result of a probe.
+    pub fn sample(&mut self, server: ServerKey, result: Result<Duration, &ProbeError>, now: Instant) {
+        let result = match result {
+            Ok(latency) => Ok(latency),
+            Err(error) if error.is_local() => return,
+            Err(ProbeError::TimedOut { .. }) => Err(Failure::Loss),
+            Err(_) => Err(Failure::Error),
+        };
+        let now = self.since_epoch(now);
+        if let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) {
+            group.sample(&Sample { target: server.into(), kind: Kind::Probe, result }, now);
+        }
+    }
+
+    /// One step of all loops, with all servers as they are; who is not among them is forgotten.
+    pub fn step(&mut self, servers: &[Present], settings: &Settings, now: Instant) -> Step {
+        let now = self.since_epoch(now);
+        self.follow(servers, settings, now);
+        let mut step = Step::default();
+        for group in self.groups.values_mut() {
+            let result = group.step(now);
+            step.events.extend(result.events);
+            self.rings += u64::from(result.publish);
+            for weight in result.servers {
+                let before = self.given.get(&weight.server);
+                let given = Given {
+                    ring: if result.publish { weight.weight } else { before.map_or(0, |before| before.ring) },
+                    serves: weight.weight > 0,
+                    load: weight.load_weight,
+                    high_water: weight.high_water,
+                };
+                step.changed |= before != Some(&given);
+                self.given.insert(weight.server, given);
+            }
+        }
+        step
+    }
+
+    fn follow(&mut self, servers: &[Present], settings: &Settings, now: Duration) {
+        let mut gone: BTreeSet<ServerKey> = self.members.keys().copied().collect();
+        for server in servers {
+            let key = (server.id.service, server.tier);
+            gone.remove(&server.key);
+            if let Some(old) = self.members.insert(server.key, key)
+                && old != key
+                && let Some(group) = self.groups.get_mut(&old)
+            {
+                group.remove_server(server.key);
+            }
+            let group = self.groups.entry(key).or_insert_with(|| Group::new(settings.clone(), now));
+            group.set_server(server.key, server.nominal, server.entry, now);
+            group.set_up(server.key, server.up);
+            group.set_active(server.key, server.active);
+            group.set_word(server.key, server.word);
+        }
+        for server in gone {
+            self.given.remove(&server);
+            if let Some(group) = self.members.remove(&server).and_then(|key| self.groups.get_mut(&key)) {
+                group.remove_server(server);
+            }
+        }
+        self.groups.retain(|_, group| group.servers().next().is_some());
+    }
+
+    pub fn given(&self, server: ServerKey) -> Option<Given> {
+        self.given.get(&server).copied()
+    }
+
+    /// Why the weights are what they are, by service in the kernel and tier.
+    pub fn explain(&self, now: Instant) -> impl Iterator<Item = (GroupKey, GroupReport)> {
+        let now = self.since_epoch(now);
+        self.groups.iter().map(move |(key, group)| (*key, group.explain(now)))
+    }
+}
+
+/// What a server says of itself, as the loop takes it.
+pub fn word(said: &AgentWord) -> Word {
+    let state = match (said.admin, said.state) {
+        (Some(AgentAdmin::Maint), _) => WordState::Maintenance,
+        (Some(AgentAdmin::Drain), _) => WordState::Drain,
+        (_, Some(AgentState::Down | AgentState::Fail | AgentState::Stopped)) => WordState::Down,
+        _ => WordState::Up,
+    };
+    Word {
+        state,
+        weight_percent: said.weight_percent.map_or(100, |percent| u16::try_from(percent).unwrap_or(u16::MAX)),
+        max_connections: said.max_connections,
+        load: (said.cpu.is_some() || said.memory.is_some() || said.in_flight.is_some()).then(|| ReportedLoad {
+            cpu: said.cpu,
+            memory: said.memory,
+            requests_in_flight: said.in_flight.map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
+        }),
+    }
+}
