@@ -94,7 +94,7 @@ impl<'d> Keys<'d> {
 pub(super) fn check(section: Section<'_, '_>) -> Option<Check> {
     let mut words = KINDS.to_vec();
     words.push(("none", Kind::None));
-    let asked = asked(&section, &words);
+    let asked = asked(&section, &words, CHECK_PACE);
     let mut rise = 2;
     let mut fall = 3;
     set(&mut rise, section.number("rise", 1..=1_000));
@@ -106,12 +106,26 @@ pub(super) fn check(section: Section<'_, '_>) -> Option<Check> {
 }
 
 pub(super) fn monitor(section: Section<'_, '_>) -> Option<Monitor> {
-    let monitor = asked(&section, &KINDS);
+    let monitor = asked(&section, &KINDS, CHECK_PACE);
     section.finish();
     monitor
 }
 
-fn asked(section: &Section<'_, '_>, words: &[(&'static str, Kind)]) -> Option<Monitor> {
+/// What is asked over a channel, with the pace that is usual there.
+pub(super) fn probe(section: Section<'_, '_>, interval: Duration, timeout: Duration) -> Option<Monitor> {
+    let probe = asked(&section, &KINDS, (interval, timeout));
+    section.finish();
+    probe
+}
+
+/// Interval and time-out of checks and monitors.
+const CHECK_PACE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(1));
+
+fn asked(
+    section: &Section<'_, '_>,
+    words: &[(&'static str, Kind)],
+    usual_pace: (Duration, Duration),
+) -> Option<Monitor> {
     let kind = section.required("type", "type = \"tcp\"", section.choice("type", words)).map(|kind| kind.value);
     let keys = Keys::take(section);
     for (names, kinds, title, example) in KEYS_OF_KINDS {
@@ -127,7 +141,7 @@ fn asked(section: &Section<'_, '_>, words: &[(&'static str, Kind)]) -> Option<Mo
         let help = "remove it: an echo request goes to the host as such";
         section.error(section.key_span("port"), "`port` means nothing to an ICMP check", help);
     }
-    let (interval, timeout) = pace(section);
+    let (interval, timeout) = pace(section, usual_pace);
     let kind = match kind? {
         Kind::None => return None,
         Kind::Tcp => CheckKind::Tcp,
@@ -160,9 +174,7 @@ fn asked(section: &Section<'_, '_>, words: &[(&'static str, Kind)]) -> Option<Mo
 }
 
 /// Interval and time-out.
-fn pace(section: &Section<'_, '_>) -> (Duration, Duration) {
-    let mut interval = Duration::from_secs(2);
-    let mut timeout = Duration::from_secs(1);
+fn pace(section: &Section<'_, '_>, (mut interval, mut timeout): (Duration, Duration)) -> (Duration, Duration) {
     set(&mut interval, section.duration("interval", CheckSpec::MIN_INTERVAL..=Duration::from_secs(3_600), ""));
     set(&mut timeout, section.duration("timeout", Duration::from_millis(10)..=Duration::from_secs(60), ""));
     (interval, timeout)

@@ -17,6 +17,8 @@ pub struct Config {
     pub admin: Admin,
     /// Where Prometheus metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// In the order of the file, by which servers refer to them.
+    pub channels: Vec<Channel>,
     /// In the order of the file.
     pub services: Vec<Service>,
 }
@@ -184,6 +186,38 @@ pub struct Agent {
     pub timeout: Duration,
 }
 
+/// A way to servers that is measured, and used as far as it is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Channel {
+    pub name: String,
+    pub interface: String,
+    /// Routers, at most one per family; none: servers are on link.
+    pub next_hop: Vec<IpAddr>,
+    /// Addresses of the gateway that probes and tunnels come from, at most one per family; none: as the kernel chooses.
+    pub source: Vec<IpAddr>,
+    /// None: as the service's mode has it.
+    pub tunnel: Option<Tunnel>,
+    /// Beside that of other channels.
+    pub capacity: u32,
+    pub probe: ChannelProbe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    Ipip,
+    Gue,
+}
+
+/// What is asked of each server over a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelProbe {
+    pub kind: CheckKind,
+    /// See [`Service::port_of`].
+    pub port: Option<u16>,
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// Unique in the service.
@@ -196,6 +230,8 @@ pub struct Server {
     pub tier: u8,
     /// Most active flows; none: no limit.
     pub high_water: Option<NonZeroU32>,
+    /// Positions in [`Config::channels`]; none: as the routing table has it.
+    pub channels: Vec<u8>,
 }
 
 impl Service {

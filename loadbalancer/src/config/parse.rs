@@ -12,10 +12,11 @@ use loadbalancer_common::net::GUE_PORT;
 use loadbalancer_common::service::MAX_TIERS;
 use toml::de::DeTable;
 
+use super::channel;
 use super::check;
 use super::error::{ConfigErrors, Errors};
 use super::model::{
-    Admin, Affinity, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol, Refuse,
+    Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol, Refuse,
     Server, Service, Timeouts, XdpMode,
 };
 use super::validate::{self, Places, ServicePlaces};
@@ -87,9 +88,11 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
     let timeouts = root.section("timeouts", "[timeouts]").map(timeouts);
     let admin = root.section("admin", "[admin]").map(admin);
     let metrics = root.section("metrics", "[metrics]").map(metrics);
+    let (channels, channel_places) = channel::channels(root);
+    places.channels = channel_places;
     let mut services = Vec::new();
     for section in root.sections("service", "[[service]]") {
-        let (service, place) = service(section);
+        let (service, place) = service(section, &channels);
         services.push(service);
         places.services.push(place);
     }
@@ -99,6 +102,7 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
         timeouts: timeouts.unwrap_or_default(),
         admin: admin.unwrap_or_default(),
         metrics,
+        channels,
         services,
     };
     (config, places)
@@ -165,7 +169,7 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     gateway
 }
 
-fn interface_name(section: &Section<'_, '_>, name: At<&str>) -> Option<At<String>> {
+pub(super) fn interface_name(section: &Section<'_, '_>, name: At<&str>) -> Option<At<String>> {
     let bad = |c: char| c.is_whitespace() || c == '/' || c == ':';
     if name.value.is_empty() || name.value.len() > MAX_INTERFACE || name.value.contains(bad) {
         let help = format!("use a name that `ip link` shows, of 1 to {MAX_INTERFACE} bytes");
@@ -270,11 +274,11 @@ pub(super) fn set<T>(field: &mut T, value: Option<At<T>>) {
     }
 }
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
+fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServicePlaces) {
     let mut place = ServicePlaces { service: section.span.clone(), ..ServicePlaces::default() };
     let mut service = Service {
         name: String::new(),
@@ -349,9 +353,17 @@ fn service(section: Section<'_, '_>) -> (Service, ServicePlaces) {
         }
     }
     service.agent = section.section("agent", "[service.agent]").and_then(check::agent);
+    let usual_channels = channel::named(&section, channels);
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();
-        if let Some((parsed, address, name)) = self::server(server) {
+        let own_channels = channel::named(&server, channels);
+        if let Some((mut parsed, address, name)) = self::server(server) {
+            if let Some(named) = own_channels.as_ref().or(usual_channels.as_ref()) {
+                parsed.channels = named.value.clone();
+                place.server_channels.push(named.span.clone());
+            } else {
+                place.server_channels.push(span.clone());
+            }
             service.servers.push(parsed);
             place.servers.push(address);
             place.server_names.push(name);
@@ -408,7 +420,7 @@ fn nat_keys(section: &Section<'_, '_>, service: &mut Service, place: &mut Servic
 }
 
 /// Whether a host may have the address.
-fn is_usable(addr: IpAddr) -> bool {
+pub(super) fn is_usable(addr: IpAddr) -> bool {
     let special = match addr {
         IpAddr::V4(addr) => addr.is_broadcast() || addr.is_link_local() || addr.octets()[0] == 0,
         IpAddr::V6(addr) => addr.is_unicast_link_local() || addr.to_ipv4_mapped().is_some(),
@@ -497,5 +509,5 @@ fn server(section: Section<'_, '_>) -> Option<(Server, Span, Span)> {
         None => addr.to_string(),
     };
     let (name, name_span) = name.map_or((default_name, span.clone()), |name| (name.value.to_owned(), name.span));
-    Some((Server { name, addr, port, weight, tier, high_water }, span, name_span))
+    Some((Server { name, addr, port, weight, tier, high_water, channels: Vec::new() }, span, name_span))
 }

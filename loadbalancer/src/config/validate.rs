@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
+use super::channel::ChannelPlaces;
 use super::error::Errors;
 use super::model::{Config, Listen, Mode, Protocol, Server, Service};
 use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
@@ -15,6 +16,7 @@ pub(super) struct Places {
     pub interfaces: Vec<Span>,
     /// The values of `[limits]` that are set, by key.
     pub limits: HashMap<&'static str, Span>,
+    pub channels: Vec<ChannelPlaces>,
     pub services: Vec<ServicePlaces>,
 }
 
@@ -34,6 +36,8 @@ pub(super) struct ServicePlaces {
     pub servers: Vec<Span>,
     /// Their names, where not given their addresses.
     pub server_names: Vec<Span>,
+    /// Where their channels are named.
+    pub server_channels: Vec<Span>,
     /// Servers that were told wrong already.
     pub broken_servers: Vec<Span>,
 }
@@ -46,6 +50,7 @@ pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>
         servers(service, place, errors);
         families(service, place, errors);
         ports(service, place, errors);
+        channels(config, places, (service, place), errors);
     }
     addresses(config, places, errors);
     replies(config, places, errors);
@@ -154,6 +159,33 @@ fn families(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
                 name(ipv6)
             );
             errors.add(span.clone(), message, help);
+        }
+    }
+}
+
+/// Every channel of a server must be able to lead there, and have a port to ask at.
+fn channels(config: &Config, places: &Places, (service, place): (&Service, &ServicePlaces), errors: &mut Errors<'_>) {
+    let mut told = HashSet::new();
+    for (server, span) in service.servers.iter().zip(&place.server_channels) {
+        for position in &server.channels {
+            let (Some(channel), Some(channel_place)) =
+                (config.channels.get(usize::from(*position)), places.channels.get(usize::from(*position)))
+            else {
+                continue;
+            };
+            if channel_place.wrong {
+                continue;
+            }
+            if let Some((message, help)) = super::channel::misfit(channel, service, server.addr) {
+                if told.insert((span.start, message.clone())) {
+                    errors.add(span.clone(), message, help);
+                }
+            } else if service.port_of(server, &channel.probe.kind, channel.probe.port).is_none()
+                && told.insert((span.start, channel.name.clone()))
+            {
+                let message = format!("the probe of channel {} has no port to ask server {} at", channel.name, server.name);
+                errors.add(span.clone(), message, "add `port` to [channel.probe], or use type = \"icmp\"");
+            }
         }
     }
 }

@@ -52,6 +52,11 @@ impl<'d, 'e> Section<'d, 'e> {
         self.errors.borrow_mut().add(span, message, help);
     }
 
+    /// The line of a place.
+    pub fn line(&self, span: &Span) -> usize {
+        self.errors.borrow().line(span.start)
+    }
+
     /// Says what keys there could have been, after all have been asked for.
     pub fn finish(self) {
         let known = self.known.borrow();

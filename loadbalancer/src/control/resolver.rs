@@ -1,13 +1,12 @@
 //! Keeps the next hops to all servers up to date, in a task of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::network::hop::Hop;
+use crate::network::hop::{Hop, Way};
 use crate::network::{Network, ResolveError};
 
 /// Changes come in bursts: so long after the first, all are looked at together.
@@ -20,14 +19,14 @@ const REFRESH: Duration = Duration::from_secs(30);
 /// What to resolve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Targets {
-    pub addresses: BTreeSet<IpAddr>,
+    pub ways: BTreeSet<Way>,
     pub interfaces: BTreeSet<String>,
 }
 
 /// The state of the network, as far as it was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
-    pub hops: BTreeMap<IpAddr, Result<Hop, Unreachable>>,
+    pub hops: BTreeMap<Way, Result<Hop, Unreachable>>,
     /// Index of each interface that exists.
     pub interfaces: BTreeMap<String, u32>,
     /// Those that are down, or have no carrier.
@@ -64,9 +63,9 @@ pub async fn run(
         let wanted = targets.borrow_and_update().clone();
         if refreshed.elapsed() >= REFRESH {
             refreshed = Instant::now();
-            for address in &wanted.addresses {
-                if let Err(error) = network.refresh(*address).await {
-                    tracing::debug!(%address, %error, "cannot refresh the neighbour entry");
+            for way in &wanted.ways {
+                if let Err(error) = network.refresh(way).await {
+                    tracing::debug!(address = %way.target, %error, "cannot refresh the neighbour entry");
                 }
             }
         }
@@ -96,12 +95,12 @@ pub async fn run(
 
 async fn resolve(network: &Network, targets: &Targets) -> Resolved {
     let mut resolved = Resolved::default();
-    for address in &targets.addresses {
-        let hop = network.resolve(*address).await.map_err(|error| Unreachable {
+    for way in &targets.ways {
+        let hop = network.resolve(way).await.map_err(|error| Unreachable {
             pending: matches!(error, ResolveError::Pending { .. }),
             reason: error.to_string(),
         });
-        resolved.hops.insert(*address, hop);
+        resolved.hops.insert(way.clone(), hop);
     }
     for name in &targets.interfaces {
         if let Ok(Some(link)) = network.interface(name).await {

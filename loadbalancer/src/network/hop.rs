@@ -10,6 +10,31 @@ pub struct Tag {
     pub vlan: u16,
 }
 
+/// An address to send to, and how.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Way {
+    pub target: IpAddr,
+    /// None: as the routing table has it.
+    pub via: Option<Via>,
+}
+
+/// A way that is chosen here, and not by the routing table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Via {
+    /// Name of the interface.
+    pub interface: String,
+    /// None: the target is on link.
+    pub router: Option<IpAddr>,
+    /// None: as the kernel chooses it for that interface.
+    pub source: Option<IpAddr>,
+}
+
+impl From<IpAddr> for Way {
+    fn from(target: IpAddr) -> Self {
+        Self { target, via: None }
+    }
+}
+
 /// How frames leave for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {

@@ -29,7 +29,7 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use hop::Hop;
+use hop::{Hop, Via, Way};
 pub use table::Link;
 use table::{Neighbour, Table};
 
@@ -65,6 +65,8 @@ pub enum ResolveError {
     Local(IpAddr),
     #[error("the way to {target} leads over {interface}, {why}")]
     Unsupported { target: IpAddr, interface: String, why: &'static str },
+    #[error("there is no interface {interface}, over which a channel leads to {target}; `ip link` lists them")]
+    NoInterface { target: IpAddr, interface: String },
     #[error("cannot look up the route to {target}: {source}")]
     Kernel { target: IpAddr, source: rtnetlink::Error },
 }
@@ -150,9 +152,10 @@ impl Network {
         Ok(self.table.replace(&links, &neighbours))
     }
 
-    /// How frames leave for an address.
-    pub async fn resolve(&self, target: IpAddr) -> Result<Hop, ResolveError> {
-        let route = self.route(target).await?;
+    /// How frames leave on a way.
+    pub async fn resolve(&self, way: &Way) -> Result<Hop, ResolveError> {
+        let target = way.target;
+        let route = self.route(way).await?;
         match route.kind {
             RouteType::Unicast => {}
             RouteType::Local => return Err(ResolveError::Local(target)),
@@ -199,9 +202,9 @@ impl Network {
     }
 
     /// Has the kernel confirm a neighbour that only XDP uses, whose traffic the kernel does not see.
-    pub async fn refresh(&self, target: IpAddr) -> Result<(), ResolveError> {
-        let route = self.route(target).await?;
-        let neighbour = route.router.unwrap_or(target);
+    pub async fn refresh(&self, way: &Way) -> Result<(), ResolveError> {
+        let route = self.route(way).await?;
+        let neighbour = route.router.unwrap_or(way.target);
         if matches!(self.table.neighbour(route.interface, neighbour), Some(Neighbour::Usable { stale: true, .. })) {
             self.ask(route.interface, neighbour).await;
         }
@@ -222,11 +225,36 @@ impl Network {
         }
     }
 
-    async fn route(&self, target: IpAddr) -> Result<Route, ResolveError> {
-        let request = match target {
+    async fn route(&self, way: &Way) -> Result<Route, ResolveError> {
+        match &way.via {
+            None => self.look_up(way.target, None).await,
+            Some(via) => self.route_via(way.target, via).await,
+        }
+    }
+
+    /// What is given stands; the kernel is asked for the source if it is not.
+    async fn route_via(&self, target: IpAddr, via: &Via) -> Result<Route, ResolveError> {
+        let unknown = || ResolveError::NoInterface { target, interface: via.interface.clone() };
+        let link = self.table.link_named(&via.interface).ok_or_else(unknown)?;
+        if !link.is_up {
+            // The kernel knows no routes there, which would only be told as a consequence.
+            return Err(ResolveError::LinkDown { target, interface: link.name });
+        }
+        let mut route =
+            Route { kind: RouteType::Unicast, interface: link.index, router: via.router, source: via.source, mtu: None };
+        if route.source.is_none() {
+            let found = self.look_up(via.router.unwrap_or(target), Some(link.index)).await?;
+            route.source = found.source.filter(|_| found.kind == RouteType::Unicast);
+        }
+        Ok(route)
+    }
+
+    async fn look_up(&self, target: IpAddr, interface: Option<u32>) -> Result<Route, ResolveError> {
+        let mut request = match target {
             IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build(),
             IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build(),
         };
+        request.attributes.extend(interface.map(RouteAttribute::Oif));
         let mut answers = Box::pin(self.handle.route().get(lookup(request)).execute());
         let message = match answers.try_next().await {
             Ok(message) => message.ok_or(ResolveError::NoRoute(target))?,
