@@ -1,0 +1,303 @@
+//! Ejection: a server that fails is taken out for a while.
+//!
+//! Two tests, each for each kind of signal by itself (clients that are answered well must not hide checks that are not):
+//!
+//! - So many failures in a row.
+//! - Evidence for a higher failure rate than that of the peers: Page's cumulative sum test ("Continuous inspection
+//!   schemes", Biometrika 1954). Each failure adds ln(p1/p0), each success ln((1-p1)/(1-p0)), never below zero; p0 is what
+//!   is tolerated, p1 = p0 + `excess`.
+//!
+//! The second takes the place of Envoy's "success rate below the mean by 1.9 standard deviations over 10 s". That rule
+//! cannot eject the only bad one of four servers or fewer (it is at most sqrt(n - 1) deviations away, 1.73 for n = 4),
+//! needs up to 10 s to look, and takes little account of how many requests a rate comes from. Its 1.9 deviations are
+//! kept in what is tolerated: p0 = `floor` + `slack` * median + 1.9 * deviation of the servers' failure rates.
+//!
+//! How soon: 5 % loss where peers lose nothing is found after about 160 requests; errors from each check after 5 checks.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::measure::lower_median;
+use super::signal::Kind;
+
+/// Constants of ejection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Failures in a row (Envoy: `consecutive_5xx`, 5).
+    pub consecutive: u32,
+    /// Failure rate that is always tolerated.
+    pub floor: f64,
+    /// How many times the peers' median rate is tolerated.
+    pub slack: f64,
+    /// Standard deviations of the servers' rates that are tolerated (Envoy: `success_rate_stdev_factor`, 1900 / 1000).
+    pub deviations: f64,
+    /// Rate above what is tolerated that the test is tuned for.
+    pub excess: f64,
+    /// Evidence at which a server is ejected: natural logarithm of the odds. 5 failures in a row give as much.
+    pub evidence: f64,
+    /// The first ejection lasts as long, the n-th n times (Envoy: `base_ejection_time`, 30 s).
+    pub base: Duration,
+    /// No ejection lasts longer (Envoy: `max_ejection_time`, 300 s).
+    pub max: Duration,
+    /// Time in service after which one ejection is forgotten.
+    pub forget_after: Duration,
+    /// With fewer servers than this share in good order nobody is ejected (Envoy: `healthy_panic_threshold`, 50 %).
+    pub panic: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            consecutive: 5,
+            floor: 0.005,
+            slack: 1.5,
+            deviations: 1.9,
+            excess: 0.045,
+            evidence: 11.5,
+            base: Duration::from_secs(30),
+            max: Duration::from_secs(300),
+            forget_after: Duration::from_secs(30),
+            panic: 0.5,
+        }
+    }
+}
+
+/// Why a server was ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "why", content = "signal", rename_all = "kebab-case")]
+pub enum Cause {
+    /// Failed several times in a row.
+    InARow(Kind),
+    /// Failed more often than its peers.
+    MoreThanPeers(Kind),
+}
+
+/// What is known of one server.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    kinds: [Trial; Kind::ALL.len()],
+    ejected: Option<Ejection>,
+    /// Ejections that are not forgotten.
+    count: u32,
+    /// When it last came back, or an ejection was last forgotten.
+    calm_since: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Trial {
+    in_a_row: u32,
+    /// Since the last step.
+    good: u64,
+    bad: u64,
+    evidence: f64,
+}
+
+/// An ejection that lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    pub until: Duration,
+    pub cause: Cause,
+}
+
+/// What failure rate is tolerated, from the rates of all servers in service.
+pub fn tolerated(settings: &Settings, rates: &[f64]) -> f64 {
+    /// Standard deviation of a normal distribution over its median absolute deviation.
+    const OF_MEDIAN_DEVIATION: f64 = 1.4826;
+    let median = lower_median(rates.iter().copied()).unwrap_or(0.0);
+    let deviation = lower_median(rates.iter().map(|rate| (rate - median).abs())).unwrap_or(0.0);
+    settings.floor + settings.slack * median + settings.deviations * OF_MEDIAN_DEVIATION * deviation
+}
+
+impl Record {
+    /// Takes the result of one sample.
+    pub fn sample(&mut self, kind: Kind, good: bool) {
+        let trial = &mut self.kinds[kind as usize];
+        trial.in_a_row = if good { 0 } else { trial.in_a_row.saturating_add(1) };
+        trial.good += u64::from(good);
+        trial.bad += u64::from(!good);
+    }
+
+    /// Takes the counts of an interval. Their order is not known: they are in a row only if none was good.
+    pub fn counts(&mut self, kind: Kind, good: u64, bad: u64) {
+        let trial = &mut self.kinds[kind as usize];
+        let bad_in_a_row = u32::try_from(bad).unwrap_or(u32::MAX);
+        trial.in_a_row = if good > 0 { 0 } else { trial.in_a_row.saturating_add(bad_in_a_row) };
+        trial.good += good;
+        trial.bad += bad;
+    }
+
+    /// Weighs what came since the last step against what is tolerated, by kind; a cause, if it is to be ejected.
+    pub fn weigh(&mut self, settings: &Settings, tolerated: [f64; Kind::ALL.len()]) -> Option<Cause> {
+        let mut cause = None;
+        for (kind, tolerated) in Kind::ALL.into_iter().zip(tolerated) {
+            let trial = &mut self.kinds[kind as usize];
+            let usual = tolerated.clamp(1e-6, 0.9);
+            let worse = (usual + settings.excess).min(0.99);
+            let evidence = trial.bad as f64 * (worse / usual).ln()
+                + trial.good as f64 * ((1.0 - worse) / (1.0 - usual)).ln();
+            trial.evidence = (trial.evidence + evidence).clamp(0.0, 2.0 * settings.evidence);
+            (trial.good, trial.bad) = (0, 0);
+            if trial.in_a_row >= settings.consecutive {
+                cause = cause.or(Some(Cause::InARow(kind)));
+            } else if trial.evidence >= settings.evidence {
+                cause = cause.or(Some(Cause::MoreThanPeers(kind)));
+            }
+        }
+        if self.ejected.is_none() { cause } else { None }
+    }
+
+    pub fn eject(&mut self, cause: Cause, now: Duration, settings: &Settings) {
+        self.count = self.count.saturating_add(1);
+        self.ejected = Some(Ejection { until: now + settings.base.saturating_mul(self.count).min(settings.max), cause });
+    }
+
+    pub fn ejection(&self) -> Option<Ejection> {
+        self.ejected
+    }
+
+    /// Ejections that count for the length of the next one.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Ends an ejection whose time is over, unless checks go on failing; forgets old ones. True: it is back.
+    ///
+    /// `checked`: checks are made, so that the last one says how it is now.
+    pub fn pass(&mut self, now: Duration, checked: bool, settings: &Settings) -> bool {
+        match self.ejected {
+            Some(ejection) => {
+                let fails = checked && self.kinds[Kind::Probe as usize].in_a_row > 0;
+                if now < ejection.until || fails {
+                    return false;
+                }
+                self.ejected = None;
+                self.kinds = Default::default();
+                self.calm_since = now;
+                true
+            }
+            None => {
+                if self.count > 0 && now.saturating_sub(self.calm_since) >= settings.forget_after {
+                    self.count -= 1;
+                    self.calm_since = now;
+                }
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE_FAIL: [f64; 3] = [0.005; 3];
+
+    fn settings() -> Settings {
+        Settings::default()
+    }
+
+    /// Requests until a server that fails so often is ejected, evenly spread.
+    fn requests_until_ejected(one_in: u64, tolerated: f64, most: u64) -> Option<u64> {
+        let mut record = Record::default();
+        (1..=most).find(|request| {
+            record.sample(Kind::Response, request % one_in != 0);
+            record.weigh(&settings(), [tolerated; 3]).is_some()
+        })
+    }
+
+    #[test]
+    fn five_failures_in_a_row_eject_and_a_success_between_them_does_not() {
+        for (results, ejected) in [
+            (&[false; 5][..], true),
+            (&[false; 4], false),
+            (&[false, false, false, true, false, false], false),
+        ] {
+            let mut record = Record::default();
+            for good in results {
+                record.counts(Kind::Response, 100, 0);
+                record.sample(Kind::Probe, *good);
+            }
+            let cause = record.weigh(&settings(), [0.2; 3]);
+            assert_eq!(cause.is_some(), ejected, "{results:?}: {cause:?}");
+        }
+    }
+
+    #[test]
+    fn the_right_number_of_requests_shows_a_higher_failure_rate() {
+        let cases = [
+            ("every 20th", 20, 0.005, Some(100..300)),
+            ("every second", 2, 0.005, Some(5..15)),
+            ("every 20th, as with the peers", 20, 0.005 + 1.5 * 0.05, None),
+            ("every 200th", 200, 0.005, None),
+        ];
+        for (name, one_in, tolerated, wanted) in cases {
+            let found = requests_until_ejected(one_in, tolerated, 100_000);
+            let right = match (&wanted, found) {
+                (Some(range), Some(found)) => range.contains(&found),
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(right, "{name}: {found:?} instead of {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_tolerated_follows_the_servers_in_the_middle() {
+        for (rates, wanted) in [
+            (&[0.0, 0.0, 0.0, 0.3][..], 0.005),
+            (&[0.0, 0.3], 0.005),
+            (&[0.1, 0.1, 0.1, 0.1], 0.155),
+            (&[], 0.005),
+        ] {
+            assert!((tolerated(&settings(), rates) - wanted).abs() < 1e-9, "{rates:?}");
+        }
+        let spread = tolerated(&settings(), &[0.01, 0.02, 0.03, 0.04, 0.05]);
+        assert!(spread > 0.05, "servers differ anyway: {spread}");
+    }
+
+    #[test]
+    fn each_ejection_is_longer_up_to_a_limit_and_calm_forgets_them() {
+        let mut record = Record::default();
+        let mut now = Duration::ZERO;
+        for wanted_s in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300] {
+            record.eject(Cause::InARow(Kind::Probe), now, &settings());
+            let until = record.ejection().expect("it was ejected").until;
+            assert_eq!(until - now, Duration::from_secs(wanted_s));
+            assert!(!record.pass(until - Duration::from_millis(1), true, &settings()));
+            assert!(record.pass(until, true, &settings()));
+            now = until;
+        }
+        for _ in 0..11 {
+            now += Duration::from_secs(30);
+            assert!(!record.pass(now, true, &settings()));
+        }
+        assert_eq!(record.count(), 0);
+    }
+
+    #[test]
+    fn an_ejected_server_stays_out_while_checks_fail_but_not_for_want_of_checks() {
+        let mut record = Record::default();
+        record.eject(Cause::InARow(Kind::Probe), Duration::ZERO, &settings());
+        record.sample(Kind::Probe, false);
+        let later = Duration::from_secs(31);
+        assert!(!record.pass(later, true, &settings()));
+        assert!(record.clone().pass(later, false, &settings()), "a silent monitor says nothing");
+        record.sample(Kind::Probe, true);
+        assert!(record.pass(later, true, &settings()));
+        assert_eq!(record.weigh(&settings(), NONE_FAIL), None, "it begins anew");
+    }
+
+    #[test]
+    fn errors_of_checks_are_not_hidden_by_well_answered_clients() {
+        let mut record = Record::default();
+        let mut cause = None;
+        for _ in 0..12 {
+            record.counts(Kind::Handshake, 1_000, 0);
+            record.sample(Kind::Probe, false);
+            record.sample(Kind::Probe, true);
+            cause = cause.or(record.weigh(&settings(), NONE_FAIL));
+        }
+        assert_eq!(cause, Some(Cause::MoreThanPeers(Kind::Probe)));
+    }
+}

@@ -1,0 +1,150 @@
+//! Why a weight is what it is, for people and for programs.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::eject::Cause;
+use super::law::Seen;
+use super::signal::{Kind, ServerKey, Word};
+use super::window::Window;
+
+/// The servers of a service or tier.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GroupReport {
+    /// Too few servers are in good order: ejected ones serve as well.
+    pub panic: bool,
+    /// When the last ring was published, in seconds since the start.
+    #[serde(rename = "published_at_s", serialize_with = "optional_seconds")]
+    pub published_at: Option<Duration>,
+    pub servers: Vec<ServerReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServerReport {
+    pub server: ServerKey,
+    pub nominal_weight: u32,
+    /// Share of the service's weight now, and in the ring.
+    pub share: f64,
+    pub published_share: f64,
+    /// What the law makes of the nominal weight.
+    pub factor: f64,
+    /// Share of its weight that slow start gives it.
+    pub slow_start: f64,
+    pub serving: bool,
+    pub up: bool,
+    /// No monitor has given anything for a while: the weight is frozen.
+    pub stale: bool,
+    pub active: u32,
+    /// Mean latency over that of the server in the middle; None: too few samples, the weight is frozen.
+    pub slowness: Option<f64>,
+    /// Standard error of its logarithm.
+    pub noise: Option<f64>,
+    /// Where the slowness is from.
+    pub signal: Option<Kind>,
+    /// Slowness with failures counted in: the score.
+    pub badness: Option<f64>,
+    /// The weight is being moved.
+    pub correcting: bool,
+    pub signals: Vec<SignalReport>,
+    pub word: Word,
+    pub ejection: Option<EjectionReport>,
+    pub last_change: Option<Change>,
+}
+
+/// One kind of signal in the last seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SignalReport {
+    pub kind: Kind,
+    /// Successes in the window.
+    pub samples: f64,
+    #[serde(rename = "mean_s", serialize_with = "optional_seconds")]
+    pub mean: Option<Duration>,
+    #[serde(rename = "p90_s", serialize_with = "optional_seconds")]
+    pub p90: Option<Duration>,
+    pub loss: f64,
+    pub errors: f64,
+}
+
+impl SignalReport {
+    /// None if nothing ever came.
+    pub(super) fn new(kind: Kind, window: &Window) -> Option<Self> {
+        window.last()?;
+        Some(Self {
+            kind,
+            samples: window.count(),
+            mean: window.mean_ns().map(|ns| Duration::from_nanos(ns as u64)),
+            p90: window.quantile(0.9),
+            loss: window.loss(),
+            errors: window.error(),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EjectionReport {
+    pub cause: Cause,
+    #[serde(rename = "ends_in_s", serialize_with = "seconds")]
+    pub ends_in: Duration,
+    /// Ejections that count for its length.
+    pub count: u32,
+}
+
+/// The last change of a server's share of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Change {
+    #[serde(rename = "at_s", serialize_with = "seconds")]
+    pub at: Duration,
+    pub from: f64,
+    pub to: f64,
+    pub reason: Reason,
+}
+
+/// Why a share changed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It is new, or its configuration changed.
+    Configured,
+    /// It is slower than its burden allows.
+    Slower { slowness: f64 },
+    /// It is faster than its burden asks for.
+    Faster { slowness: f64 },
+    /// It fails.
+    Failing { rate: f64 },
+    Ejected(Cause),
+    EjectionOver,
+    /// Too few servers are left to leave it out.
+    Panic,
+    SlowStart,
+    /// Its own word.
+    Word,
+    /// Its checks fail, or there is no way to it.
+    Down,
+    /// Others changed.
+    Peers,
+}
+
+impl Reason {
+    /// Of a correction by the law.
+    pub(super) fn of(seen: &Seen, falls: bool) -> Self {
+        /// Failures that matter more than what latencies tell.
+        const MANY: f64 = 0.01;
+        match falls {
+            true if seen.failures > MANY => Self::Failing { rate: seen.failures },
+            true => Self::Slower { slowness: seen.slowness },
+            false => Self::Faster { slowness: seen.slowness },
+        }
+    }
+}
+
+pub(super) fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+pub(super) fn optional_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_some(&time.as_secs_f64()),
+        None => serializer.serialize_none(),
+    }
+}

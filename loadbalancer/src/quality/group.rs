@@ -1,0 +1,437 @@
+//! The loop of one service, or of one tier of it: measurements in, weights out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::eject::{self, Cause};
+use super::explain::{Change, EjectionReport, GroupReport, Reason, ServerReport, SignalReport};
+use super::law::{self, Member, Seen};
+use super::measure::{self, Measures, Relative};
+use super::signal::{Counts, Kind, Sample, ServerKey, Word, WordState};
+use super::window::Window;
+use super::{Settings, start};
+
+/// Units of a weight per unit of a configured one.
+const SCALE: f64 = 1000.0;
+
+/// A server as the configuration has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nominal {
+    pub weight: u32,
+    /// Connections at most.
+    pub high_water: Option<u32>,
+}
+
+/// How a server comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It begins with slow start.
+    New,
+    /// It served already, or all begin together.
+    Known,
+}
+
+/// What the packet path should do with a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerWeight {
+    pub server: ServerKey,
+    /// Share of a new ring; zero if it does not serve.
+    pub weight: u32,
+    /// Share of the active flows that is usual for it: for hot marks, and for the choice between two hot servers. It does
+    /// not follow latency: a slow server holds its share of flows with a smaller share of the new ones.
+    pub load_weight: u32,
+    pub high_water: Option<u32>,
+}
+
+/// What happened in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Ejected { server: ServerKey, cause: Cause, until: Duration },
+    /// Its ejection is over; slow start begins.
+    Returned { server: ServerKey },
+    /// Too few servers are left: ejected ones serve again, and nobody more is ejected.
+    PanicBegins,
+    PanicEnds,
+}
+
+/// What a step gives.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Step {
+    /// All servers, in the order of their keys. What is not the ring holds at once.
+    pub servers: Vec<ServerWeight>,
+    /// A new ring is due.
+    pub publish: bool,
+    pub events: Vec<Event>,
+}
+
+/// How a service does: what levels are set on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Level {
+    /// None: not enough samples.
+    pub p90: Option<Duration>,
+    /// Share of requests that fail.
+    pub failures: f64,
+    /// Active flows of all servers that serve.
+    pub active: u64,
+    /// Sum of their configured weights.
+    pub weight: u64,
+}
+
+struct Server {
+    nominal: Nominal,
+    up: bool,
+    word: Word,
+    active: u32,
+    measures: Measures,
+    record: eject::Record,
+    factor: f64,
+    correcting: bool,
+    relative: Option<Relative>,
+    serving: bool,
+    stale: bool,
+    /// When slow start began.
+    since: Option<Duration>,
+    /// Share of the ring that was last published.
+    published: f64,
+    /// What moved its weight since then.
+    reason: Reason,
+    last_change: Option<Change>,
+}
+
+/// The servers of a service, compared with one another.
+pub struct Group {
+    settings: Settings,
+    servers: BTreeMap<ServerKey, Server>,
+    last_step: Duration,
+    published_at: Option<Duration>,
+    panic: bool,
+}
+
+impl Group {
+    /// A group without servers. Steps are expected every `settings.law.interval`; a late one makes up for it.
+    pub fn new(settings: Settings, now: Duration) -> Self {
+        Self { settings, servers: BTreeMap::new(), last_step: now, published_at: None, panic: false }
+    }
+
+    /// New constants, as after a reload; they hold from the next step on.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Adds a server, or gives one that is there other nominal values.
+    pub fn set_server(&mut self, key: ServerKey, nominal: Nominal, entry: Entry, now: Duration) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            if server.nominal != nominal {
+                server.nominal = nominal;
+                server.reason = Reason::Configured;
+            }
+            return;
+        }
+        let server = Server {
+            nominal,
+            up: true,
+            word: Word::default(),
+            active: 0,
+            measures: Measures::default(),
+            record: eject::Record::default(),
+            factor: 1.0,
+            correcting: false,
+            relative: None,
+            serving: true,
+            stale: true,
+            since: (entry == Entry::New).then_some(now),
+            published: 0.0,
+            reason: Reason::Configured,
+            last_change: None,
+        };
+        self.servers.insert(key, server);
+    }
+
+    pub fn remove_server(&mut self, key: ServerKey) {
+        self.servers.remove(&key);
+    }
+
+    /// What checks say, and whether there is a way to it.
+    pub fn set_up(&mut self, key: ServerKey, up: bool) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.up = up;
+        }
+    }
+
+    pub fn set_word(&mut self, key: ServerKey, word: Word) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            if server.word.weight_percent != word.weight_percent {
+                server.reason = Reason::Word;
+            }
+            server.word = word;
+        }
+    }
+
+    pub fn set_active(&mut self, key: ServerKey, active: u32) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.active = active;
+        }
+    }
+
+    /// Takes a sample; the channel does not matter here, nor do servers that are not in the group.
+    pub fn sample(&mut self, sample: &Sample, now: Duration) {
+        let Some(server) = self.servers.get_mut(&sample.target.server) else { return };
+        if server.measures.is_telling(sample, now, &self.settings.measure) {
+            server.record.sample(sample.kind, sample.result.is_ok());
+        }
+        server.measures.sample(sample, now);
+    }
+
+    /// Takes the counts of an interval.
+    pub fn counts(&mut self, counts: &Counts, now: Duration) {
+        let Some(server) = self.servers.get_mut(&counts.target.server) else { return };
+        server.record.counts(counts.kind, counts.latencies.count(), counts.losses + counts.errors);
+        server.measures.counts(counts, now);
+    }
+
+    /// One step of the loop.
+    pub fn step(&mut self, now: Duration) -> Step {
+        let elapsed = now.saturating_sub(self.last_step);
+        self.last_step = now;
+        for server in self.servers.values_mut() {
+            server.measures.fade(elapsed, now, &self.settings.measure);
+            server.stale = server.measures.is_stale(now, &self.settings.measure);
+        }
+        let mut events = Vec::new();
+        self.eject(now, &mut events);
+        self.serve(now);
+        self.follow_law(now, elapsed);
+        let publish = self.publish(now);
+        Step { servers: self.weights(now), publish, events }
+    }
+
+    /// How the service does as a whole.
+    pub fn level(&self) -> Level {
+        let serving = || self.servers.values().filter(|server| server.serving);
+        let merged = |kind: Kind| {
+            let mut all = Window::default();
+            serving().for_each(|server| all.merge(server.measures.window(kind)));
+            all
+        };
+        let settings = &self.settings.measure;
+        let windows = Kind::ALL.map(merged);
+        let p90 = windows.iter().find(|window| window.count() >= settings.min_samples).and_then(|it| it.quantile(0.9));
+        let enough = windows.iter().filter(|window| window.attempts() >= settings.min_samples);
+        Level {
+            p90,
+            failures: enough.map(Window::failure).fold(0.0, f64::max),
+            active: serving().map(|server| u64::from(server.active)).sum(),
+            weight: serving().map(|server| u64::from(server.nominal.weight)).sum(),
+        }
+    }
+
+    /// Why each weight is what it is.
+    pub fn explain(&self, now: Duration) -> GroupReport {
+        let total: f64 = self.servers.values().map(|server| self.effective(server, now)).sum();
+        let servers = self.servers.iter().map(|(key, server)| self.explain_server(*key, server, total, now)).collect();
+        GroupReport { panic: self.panic, published_at: self.published_at, servers }
+    }
+
+    fn explain_server(&self, key: ServerKey, server: &Server, total: f64, now: Duration) -> ServerReport {
+        let seen = seen(server, &self.settings);
+        let signals = Kind::ALL.into_iter().map(|kind| SignalReport::new(kind, server.measures.window(kind)));
+        ServerReport {
+            server: key,
+            nominal_weight: server.nominal.weight,
+            share: if total > 0.0 { self.effective(server, now) / total } else { 0.0 },
+            published_share: server.published,
+            factor: server.factor,
+            slow_start: self.ramp(server, now),
+            serving: server.serving,
+            up: server.up,
+            stale: server.stale,
+            active: server.active,
+            slowness: server.relative.map(|relative| relative.slowness),
+            noise: server.relative.map(|relative| relative.noise),
+            signal: server.relative.map(|relative| relative.kind),
+            badness: seen.map(|seen| law::badness(&self.settings.law, &seen)),
+            correcting: server.correcting,
+            signals: signals.flatten().collect(),
+            word: server.word,
+            ejection: server.record.ejection().map(|ejection| EjectionReport {
+                cause: ejection.cause,
+                ends_in: ejection.until.saturating_sub(now),
+                count: server.record.count(),
+            }),
+            last_change: server.last_change,
+        }
+    }
+
+    fn ramp(&self, server: &Server, now: Duration) -> f64 {
+        start::share(&self.settings.start, server.since, now)
+    }
+
+    /// Weight with all that acts on it, in units of configured weight.
+    fn effective(&self, server: &Server, now: Duration) -> f64 {
+        if server.serving { usual(server) * server.factor * self.ramp(server, now) } else { 0.0 }
+    }
+
+    fn eject(&mut self, now: Duration, events: &mut Vec<Event>) {
+        let Settings { eject: settings, measure, .. } = &self.settings;
+        let serving: Vec<&Server> = self.servers.values().filter(|server| server.serving).collect();
+        let tolerated = Kind::ALL.map(|kind| {
+            let windows = serving.iter().map(|server| server.measures.window(kind));
+            let rates: Vec<f64> =
+                windows.filter(|it| it.attempts() >= measure.min_samples).map(Window::failure).collect();
+            eject::tolerated(settings, &rates)
+        });
+        let members = self.servers.values().filter(|server| is_member(server)).count() as f64;
+        let mut healthy = 0.0;
+        for (key, server) in &mut self.servers {
+            let checked = server.measures.window(Kind::Probe).last();
+            let checked = checked.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after);
+            if server.record.pass(now, checked, settings) {
+                server.reason = Reason::EjectionOver;
+                events.push(Event::Returned { server: *key });
+            }
+            if is_able(server) && server.record.ejection().is_none() {
+                healthy += 1.0;
+            }
+        }
+        for (key, server) in &mut self.servers {
+            let Some(cause) = server.record.weigh(settings, tolerated) else { continue };
+            if !is_able(server) || (healthy - 1.0) / members < settings.panic {
+                continue;
+            }
+            healthy -= 1.0;
+            server.record.eject(cause, now, settings);
+            if let Some(ejection) = server.record.ejection() {
+                events.push(Event::Ejected { server: *key, cause, until: ejection.until });
+            }
+        }
+        let panic = members > 0.0 && healthy / members < settings.panic;
+        if panic != self.panic {
+            self.panic = panic;
+            events.push(if panic { Event::PanicBegins } else { Event::PanicEnds });
+        }
+    }
+
+    /// Who serves, and who begins with slow start.
+    fn serve(&mut self, now: Duration) {
+        for server in self.servers.values_mut() {
+            let ejection = server.record.ejection();
+            let serves = is_able(server) && (self.panic || ejection.is_none());
+            if serves == server.serving {
+                continue;
+            }
+            server.serving = serves;
+            server.reason = match ejection {
+                _ if server.nominal.weight == 0 => Reason::Configured,
+                _ if server.word.state != WordState::Up || server.word.weight_percent == 0 => Reason::Word,
+                _ if !server.up => Reason::Down,
+                Some(_) if serves => Reason::Panic,
+                Some(ejection) => Reason::Ejected(ejection.cause),
+                None => Reason::SlowStart,
+            };
+            if serves {
+                // In a panic everything counts.
+                server.since = ejection.is_none().then_some(now);
+            }
+        }
+    }
+
+    fn follow_law(&mut self, now: Duration, elapsed: Duration) {
+        let settings = &self.settings;
+        let mut serving: Vec<&mut Server> = self.servers.values_mut().filter(|server| server.serving).collect();
+        let measures: Vec<&Measures> = serving.iter().map(|server| &server.measures).collect();
+        let relative = measure::relative(&measures, &settings.measure);
+        let mut members = Vec::with_capacity(serving.len());
+        for (server, relative) in serving.iter_mut().zip(relative) {
+            server.relative = relative;
+            let ramp = start::share(&settings.start, server.since, now);
+            members.push(Member {
+                nominal: f64::from(server.nominal.weight),
+                factor: server.factor,
+                correcting: server.correcting,
+                seen: seen(server, settings),
+                held_back: ramp < 1.0 || server.word.weight_percent < 100,
+            });
+        }
+        law::step(&settings.law, &mut members, elapsed);
+        for (server, member) in serving.into_iter().zip(members) {
+            if member.correcting
+                && let Some(seen) = member.seen
+            {
+                server.reason = Reason::of(&seen, member.factor < server.factor);
+            } else if start::share(&settings.start, server.since, now) < 1.0 {
+                server.reason = Reason::SlowStart;
+            }
+            server.factor = member.factor;
+            server.correcting = member.correcting;
+        }
+    }
+
+    fn publish(&mut self, now: Duration) -> bool {
+        let law = &self.settings.law;
+        if self.published_at.is_some_and(|at| now.saturating_sub(at) < law.publish_every) {
+            return false;
+        }
+        let total: f64 = self.servers.values().map(|server| self.effective(server, now)).sum();
+        let nominal: f64 = self.servers.values().filter(|server| server.serving).map(usual).sum();
+        let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
+        let shares: Vec<f64> =
+            self.servers.values().map(|server| share(self.effective(server, now), total)).collect();
+        let is_news = |server: &Server, now: f64| {
+            let measure = server.published.max(law.publish_floor * share(usual(server), nominal));
+            (now - server.published).abs() > law.publish_change * measure || (now > 0.0) != (server.published > 0.0)
+        };
+        if !self.servers.values().zip(&shares).any(|(server, share)| is_news(server, *share)) {
+            return false;
+        }
+        for (server, share) in self.servers.values_mut().zip(shares) {
+            if is_news(server, share) {
+                server.last_change = Some(Change { at: now, from: server.published, to: share, reason: server.reason });
+            }
+            server.published = share;
+            server.reason = Reason::Peers;
+        }
+        self.published_at = Some(now);
+        true
+    }
+
+    fn weights(&self, now: Duration) -> Vec<ServerWeight> {
+        let whole = |weight: f64| ((weight * SCALE).round() as u32).max(1);
+        let weight = |(key, server): (&ServerKey, &Server)| {
+            let ramp = self.ramp(server, now);
+            let high_water = match (server.nominal.high_water, server.word.max_connections) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            ServerWeight {
+                server: *key,
+                weight: if server.serving { whole(self.effective(server, now)) } else { 0 },
+                load_weight: if server.serving { whole(usual(server) * ramp) } else { 0 },
+                high_water: high_water.map(|mark| ((f64::from(mark) * ramp).ceil() as u32).max(1)),
+            }
+        };
+        self.servers.iter().map(weight).collect()
+    }
+}
+
+/// Not taken out by hand.
+fn is_member(server: &Server) -> bool {
+    server.nominal.weight > 0 && !matches!(server.word.state, WordState::Drain | WordState::Maintenance)
+}
+
+/// It could serve, ejected or not.
+fn is_able(server: &Server) -> bool {
+    is_member(server) && server.up && server.word.state == WordState::Up && server.word.weight_percent > 0
+}
+
+/// Configured weight as the server's own word has it.
+fn usual(server: &Server) -> f64 {
+    f64::from(server.nominal.weight) * f64::from(server.word.weight_percent) / 100.0
+}
+
+fn seen(server: &Server, settings: &Settings) -> Option<Seen> {
+    let Relative { slowness, noise, .. } = server.relative.filter(|_| !server.stale)?;
+    Some(Seen { slowness, noise, failures: server.measures.failure(&settings.measure) })
+}
+
+#[cfg(test)]
+mod tests;

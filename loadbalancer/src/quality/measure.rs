@@ -1,0 +1,324 @@
+//! What is measured of one server, and how it compares with its peers.
+//!
+//! A mean is kept over the last seconds, longer where samples are few. Once a second the samples of that second are looked
+//! at by themselves: how much they vary from second to second tells how far a difference may be noise (queues make
+//! neighbouring samples alike, so their number does not tell), and if they lie surely far from the mean, what was before
+//! is forgotten.
+
+use std::time::Duration;
+
+use super::signal::{Counts, Failure, Kind, Sample};
+use super::window::Window;
+
+/// When measurements say something. Where no source is named, the simulator is it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Time constant of means and rates. 10 s is the decay of Finagle's peak EWMA; but a mean that old delays the loop
+    /// until it overshoots, and the law itself averages over 10 s.
+    pub memory: Duration,
+    /// Time constant where samples are few.
+    pub long_memory: Duration,
+    /// Samples below which a mean says nothing; below twice as many the long memory holds. Netflix's Gradient2 limit
+    /// takes 10 to warm its long average up.
+    pub min_samples: f64,
+    /// Samples that make a second worth looking at by itself; else it is taken together with the next.
+    pub batch_samples: f64,
+    /// What was before is forgotten if the last second is surely so many times slower or faster: Netflix's Gradient2
+    /// limit drops its long average from a factor of 2 on.
+    pub sudden: f64,
+    /// Time constant of the variation from second to second.
+    pub variation_memory: Duration,
+    /// How much more the mean varies than if each second were independent of the one before.
+    pub correlation: f64,
+    /// Standard errors within which a last second is no news.
+    pub sure: f64,
+    /// Silence after which a server's weight is frozen.
+    pub stale_after: Duration,
+    /// While clients were answered not longer ago than this, checks that time out do not say that the server is dead.
+    pub answered_within: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            memory: Duration::from_secs(4),
+            long_memory: Duration::from_secs(30),
+            min_samples: 10.0,
+            batch_samples: 4.0,
+            sudden: 2.0,
+            variation_memory: Duration::from_secs(60),
+            correlation: 8.0,
+            sure: 2.0,
+            stale_after: Duration::from_secs(5),
+            answered_within: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Signals of one server, by kind.
+#[derive(Clone, Debug, Default)]
+pub struct Measures {
+    kinds: [Kept; Kind::ALL.len()],
+    /// When a client was last answered.
+    answered: Option<Duration>,
+}
+
+/// One kind of signal.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    window: Window,
+    /// The present second.
+    batch: Window,
+    batch_span_s: f64,
+    /// Logarithm of the mean of the second before.
+    before: Option<f64>,
+    batches: u32,
+    /// Variance of the logarithm of the mean of one second.
+    variance: f64,
+}
+
+/// Change of a logarithm beyond which a second says that something happened, not how much seconds vary.
+const MOST_VARIATION: f64 = 0.5;
+/// Seconds from which their variation is known.
+const KNOWN_BATCHES: u32 = 5;
+
+impl Measures {
+    pub fn sample(&mut self, sample: &Sample, now: Duration) {
+        if sample.kind == Kind::Response && sample.result.is_ok() {
+            self.answered = Some(now);
+        }
+        let kept = &mut self.kinds[sample.kind as usize];
+        kept.window.add(sample.result, now);
+        kept.batch.add(sample.result, now);
+    }
+
+    pub fn counts(&mut self, counts: &Counts, now: Duration) {
+        if counts.kind == Kind::Response && counts.latencies.count() > 0 {
+            self.answered = Some(now);
+        }
+        let kept = &mut self.kinds[counts.kind as usize];
+        kept.window.add_counts(counts, now);
+        kept.batch.add_counts(counts, now);
+    }
+
+    /// Lets `elapsed` pass, until `now`.
+    pub fn fade(&mut self, elapsed: Duration, now: Duration, settings: &Settings) {
+        let second_over = now.as_secs() != now.saturating_sub(elapsed).as_secs();
+        for kept in &mut self.kinds {
+            kept.fade(elapsed, settings);
+            if second_over && kept.batch.count() >= settings.batch_samples {
+                kept.close_batch(settings);
+            }
+        }
+    }
+
+    pub fn window(&self, kind: Kind) -> &Window {
+        &self.kinds[kind as usize].window
+    }
+
+    /// Nothing came in for a while, or ever.
+    pub fn is_stale(&self, now: Duration, settings: &Settings) -> bool {
+        let last = self.kinds.iter().filter_map(|kept| kept.window.last()).max();
+        last.is_none_or(|last| now.saturating_sub(last) > settings.stale_after)
+    }
+
+    /// Whether a failure says something about the server: a check that is lost while clients are answered is but late.
+    pub fn is_telling(&self, sample: &Sample, now: Duration, settings: &Settings) -> bool {
+        let answered = self.answered.is_some_and(|at| now.saturating_sub(at) <= settings.answered_within);
+        !(answered && sample.kind == Kind::Probe && sample.result == Err(Failure::Loss))
+    }
+
+    /// Largest share of failures among the kinds of signals that have enough samples.
+    pub fn failure(&self, settings: &Settings) -> f64 {
+        let enough = self.kinds.iter().filter(|kept| kept.window.attempts() >= settings.min_samples);
+        enough.map(|kept| kept.window.failure()).fold(0.0, f64::max)
+    }
+}
+
+impl Kept {
+    fn fade(&mut self, elapsed: Duration, settings: &Settings) {
+        let few = self.window.count() < 2.0 * settings.min_samples;
+        self.window.fade(elapsed, if few { settings.long_memory } else { settings.memory });
+        self.batch_span_s += elapsed.as_secs_f64();
+    }
+
+    fn close_batch(&mut self, settings: &Settings) {
+        let batch = std::mem::take(&mut self.batch);
+        let span_s = std::mem::take(&mut self.batch_span_s);
+        let Some(mean) = batch.mean_ns().filter(|mean| *mean > 0.0).map(f64::ln) else { return };
+        if let Some(before) = self.before.replace(mean) {
+            let change = (mean - before).clamp(-MOST_VARIATION, MOST_VARIATION);
+            self.batches += 1;
+            let share = (span_s / settings.variation_memory.as_secs_f64()).max(1.0 / f64::from(self.batches)).min(1.0);
+            self.variance += share * (change * change / 2.0 * span_s - self.variance);
+        }
+        let Some(usual) = self.window.mean_ns().map(f64::ln) else { return };
+        let doubt = (1.0 / batch.count()).max(self.variance * settings.correlation / span_s).sqrt();
+        if (mean - usual).abs() > settings.sudden.ln() + settings.sure * doubt {
+            self.window = batch;
+        }
+    }
+
+    /// Standard error of the logarithm of the mean.
+    fn noise(&self, settings: &Settings) -> f64 {
+        if self.batches >= KNOWN_BATCHES {
+            (self.variance * settings.correlation / (2.0 * settings.memory.as_secs_f64())).sqrt()
+        } else {
+            // That of an exponential distribution.
+            (1.0 / self.window.count().max(1.0)).sqrt()
+        }
+    }
+}
+
+/// How slow a server is beside its peers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Relative {
+    /// Mean latency over that of the reference.
+    pub slowness: f64,
+    /// Standard error of its logarithm.
+    pub noise: f64,
+    /// The signal that it was taken from.
+    pub kind: Kind,
+}
+
+/// Slowness of each server; None without enough samples of a kind that another server has too.
+///
+/// The reference is the lower median: of two servers the faster one.
+pub fn relative(servers: &[&Measures], settings: &Settings) -> Vec<Option<Relative>> {
+    let mut result = vec![None; servers.len()];
+    for kind in Kind::ALL {
+        let kept = |server: &Measures| -> Option<(f64, f64)> {
+            let kept = &server.kinds[kind as usize];
+            let mean_ns = kept.window.mean_ns().filter(|mean| *mean > 0.0)?;
+            (kept.window.count() >= settings.min_samples).then(|| (mean_ns, kept.noise(settings)))
+        };
+        let means: Vec<Option<(f64, f64)>> = servers.iter().map(|server| kept(server)).collect();
+        if means.iter().flatten().count() < 2 {
+            continue;
+        }
+        let Some(reference) = lower_median(means.iter().flatten().map(|mean| mean.0)) else { continue };
+        for (result, mean) in result.iter_mut().zip(means) {
+            if let (None, Some((mean_ns, noise))) = (&result, mean) {
+                *result = Some(Relative { slowness: mean_ns / reference, noise, kind });
+            }
+        }
+    }
+    result
+}
+
+/// The middle one, the lower of two; None of none.
+pub fn lower_median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().checked_sub(1)? / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quality::signal::{Histogram, ServerKey};
+
+    const TICK: Duration = Duration::from_millis(250);
+
+    /// Signals of a server for some seconds: in every tick so many of the same latency.
+    fn feed(measures: &mut Measures, kind: Kind, per_tick: u32, latency_ms: f64, from_s: u64, to_s: u64) {
+        let mut now = Duration::from_secs(from_s);
+        while now < Duration::from_secs(to_s) {
+            now += TICK;
+            let mut latencies = Histogram::default();
+            for _ in 0..per_tick {
+                latencies.record(Duration::from_secs_f64(latency_ms / 1e3));
+            }
+            let counts = Counts { target: ServerKey(0).into(), kind, latencies, losses: 0, errors: 0 };
+            measures.counts(&counts, now);
+            measures.fade(TICK, now, &Settings::default());
+        }
+    }
+
+    fn fed(kind: Kind, per_tick: u32, latency_ms: f64) -> Measures {
+        let mut measures = Measures::default();
+        feed(&mut measures, kind, per_tick, latency_ms, 0, 20);
+        measures
+    }
+
+    fn slowness(servers: &[&Measures]) -> Vec<Option<f64>> {
+        let round = |value: f64| (value * 100.0).round() / 100.0;
+        relative(servers, &Settings::default()).iter().map(|it| it.map(|it| round(it.slowness))).collect()
+    }
+
+    #[test]
+    fn slowness_is_relative_to_the_server_in_the_middle() {
+        let servers = [10.0, 20.0, 40.0].map(|ms| fed(Kind::Response, 50, ms));
+        let [one, two, three] = &servers;
+        assert_eq!(slowness(&[one, two, three]), [Some(0.5), Some(1.0), Some(2.0)]);
+        assert_eq!(slowness(&[one, three]), [Some(1.0), Some(4.0)], "of two the faster is the reference");
+        assert_eq!(slowness(&[one]), [None], "nothing to compare with");
+    }
+
+    #[test]
+    fn few_samples_say_nothing_and_the_next_kind_of_signal_is_asked() {
+        let good = fed(Kind::Response, 50, 10.0);
+        let mut rare = Measures::default();
+        feed(&mut rare, Kind::Response, 1, 10.0, 0, 1);
+        assert_eq!(slowness(&[&good, &rare]), [None, None]);
+        let mut probed = [good, rare];
+        for (measures, ms) in probed.iter_mut().zip([5.0, 15.0]) {
+            feed(measures, Kind::Probe, 1, ms, 1, 20);
+        }
+        assert_eq!(slowness(&[&probed[0], &probed[1]]), [Some(1.0), Some(3.0)]);
+    }
+
+    #[test]
+    fn one_probe_a_second_is_enough_in_time() {
+        let mut servers = [Measures::default(), Measures::default()];
+        for (measures, ms) in servers.iter_mut().zip([5, 15]) {
+            for tick in 1..=80u32 {
+                let now = TICK * tick;
+                if tick % 4 == 0 {
+                    let result = Ok(Duration::from_millis(ms));
+                    measures.sample(&Sample { target: ServerKey(0).into(), kind: Kind::Probe, result }, now);
+                }
+                measures.fade(TICK, now, &Settings::default());
+            }
+        }
+        assert_eq!(slowness(&[&servers[0], &servers[1]]), [Some(1.0), Some(3.0)]);
+    }
+
+    #[test]
+    fn a_sudden_change_is_known_within_two_seconds_in_both_directions() {
+        for (before_ms, after_ms) in [(10.0, 100.0), (100.0, 10.0)] {
+            let steady = fed(Kind::Response, 50, 10.0);
+            let mut sudden = fed(Kind::Response, 50, before_ms);
+            feed(&mut sudden, Kind::Response, 50, after_ms, 20, 22);
+            let found = slowness(&[&steady, &sudden])[1].expect("there are samples");
+            // The faster of the two is the reference.
+            let wanted = if after_ms > before_ms { 10.0 } else { 1.0 };
+            assert!((found / wanted - 1.0).abs() < 0.05, "{before_ms} to {after_ms} ms: {found}");
+        }
+    }
+
+    #[test]
+    fn a_check_that_is_lost_while_clients_are_answered_says_nothing() {
+        let settings = Settings::default();
+        let sample = |kind, result| Sample { target: ServerKey(0).into(), kind, result };
+        let lost = sample(Kind::Probe, Err(Failure::Loss));
+        let refused = sample(Kind::Probe, Err(Failure::Error));
+        let mut measures = Measures::default();
+        assert!(measures.is_telling(&lost, Duration::from_secs(1), &settings), "no clients");
+        measures.sample(&sample(Kind::Response, Ok(Duration::from_millis(1))), Duration::from_secs(1));
+        assert!(!measures.is_telling(&lost, Duration::from_secs(2), &settings));
+        assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
+        assert!(measures.is_telling(&lost, Duration::from_secs(4), &settings), "clients are answered no more");
+    }
+
+    #[test]
+    fn silence_is_stale() {
+        let settings = Settings::default();
+        let mut measures = Measures::default();
+        assert!(measures.is_stale(Duration::ZERO, &settings));
+        let sample = Sample { target: ServerKey(0).into(), kind: Kind::Probe, result: Err(Failure::Loss) };
+        measures.sample(&sample, Duration::from_secs(1));
+        assert!(!measures.is_stale(Duration::from_secs(6), &settings), "a failure is a sign of life of the monitor");
+        assert!(measures.is_stale(Duration::from_secs(7), &settings));
+    }
+}

@@ -1,0 +1,205 @@
+//! What comes in: samples, counts of an interval, and the server's own word.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A server of a service: a number that the caller chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ServerKey(pub u32);
+
+/// A way to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ChannelKey(pub u16);
+
+/// What a signal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Target {
+    pub server: ServerKey,
+    /// None: the server, whatever the way.
+    pub channel: Option<ChannelKey>,
+}
+
+impl From<ServerKey> for Target {
+    fn from(server: ServerKey) -> Self {
+        Self { server, channel: None }
+    }
+}
+
+/// Where a signal comes from, best first: the first that has enough samples gives the latency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Gap from request to response in the traffic itself: what clients wait for.
+    Response,
+    /// Active checks: few, but as a client's request, and there without any traffic.
+    Probe,
+    /// SYN to SYN-ACK in the traffic. It tells of the network and of a full accept queue, but not of a busy server,
+    /// whose kernel answers for it.
+    Handshake,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Response, Self::Probe, Self::Handshake];
+}
+
+/// How a failure looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failure {
+    /// No answer in time, or something had to be sent again.
+    Loss,
+    /// A refusal, a reset, or an answer that says so.
+    Error,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub target: Target,
+    pub kind: Kind,
+    /// How long the answer took.
+    pub result: Result<Duration, Failure>,
+}
+
+/// Measurements of an interval, counted where they were made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub target: Target,
+    pub kind: Kind,
+    pub latencies: Histogram,
+    /// Retransmissions and what else was lost.
+    pub losses: u64,
+    /// Resets and what else was refused.
+    pub errors: u64,
+}
+
+pub(super) const BUCKETS: usize = 64;
+
+/// Counts of latencies: bucket `i` has those of at least 2^i and less than 2^(i+1) nanoseconds, bucket 0 also zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    pub(super) buckets: [u64; BUCKETS],
+    /// Their sum in nanoseconds, if the counter keeps it. Without, a mean is as fine as the buckets, within a factor of 2.
+    pub sum_ns: Option<u64>,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: [0; BUCKETS], sum_ns: Some(0) }
+    }
+}
+
+impl Histogram {
+    /// From counts alone, as the packet path has them; what is beyond 64 buckets is counted in the last.
+    pub fn from_counts(counts: &[u64]) -> Self {
+        let mut buckets = [0; BUCKETS];
+        for (index, count) in counts.iter().enumerate() {
+            buckets[index.min(BUCKETS - 1)] += count;
+        }
+        Self { buckets, sum_ns: None }
+    }
+
+    pub fn record(&mut self, latency: Duration) {
+        let ns = nanoseconds(latency);
+        self.buckets[bucket(ns)] += 1;
+        self.sum_ns = self.sum_ns.map(|sum| sum.saturating_add(ns));
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// Sum of all latencies in nanoseconds, from the middles of the buckets if need be.
+    pub(super) fn sum(&self) -> f64 {
+        match self.sum_ns {
+            Some(sum) => sum as f64,
+            None => self.buckets.iter().enumerate().map(|(index, count)| *count as f64 * middle(index)).sum(),
+        }
+    }
+}
+
+pub(super) fn nanoseconds(latency: Duration) -> u64 {
+    u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn bucket(ns: u64) -> usize {
+    ns.max(1).ilog2() as usize
+}
+
+/// Mean of a bucket whose logarithms are evenly spread.
+fn middle(bucket: usize) -> f64 {
+    (bucket as f64).exp2() / std::f64::consts::LN_2
+}
+
+/// What a server says of itself: HAProxy's agent check, or JSON over HTTP. It holds until the next word.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Word {
+    pub state: WordState,
+    /// Of its configured weight.
+    pub weight_percent: u16,
+    /// Connections that it wants at most.
+    pub max_connections: Option<u32>,
+    pub load: Option<ReportedLoad>,
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self { state: WordState::Up, weight_percent: 100, max_connections: None, load: None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WordState {
+    Up,
+    /// It does not work.
+    Down,
+    /// No new flows, live ones go on.
+    Drain,
+    /// Taken out by hand.
+    Maintenance,
+}
+
+/// Shown to the operator; weights do not follow it, since what it costs the clients is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ReportedLoad {
+    /// Share of all cores in use.
+    pub cpu: Option<f64>,
+    /// Share of memory in use.
+    pub memory: Option<f64>,
+    pub requests_in_flight: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_is_counted_in_the_bucket_of_its_power_of_two() {
+        for (ns, place) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (1_000_000, 19), (u64::MAX, 63)] {
+            let mut histogram = Histogram::default();
+            histogram.record(Duration::from_nanos(ns));
+            assert_eq!(histogram.buckets[place], 1, "{ns} ns");
+            assert_eq!(histogram.count(), 1);
+        }
+    }
+
+    #[test]
+    fn without_a_sum_the_mean_is_right_within_a_bucket() {
+        for ns in [1_000u64, 1_023, 1_024, 5_000_000, 8_388_607] {
+            let mut counts = [0; 40];
+            counts[bucket(ns)] = 10;
+            let histogram = Histogram::from_counts(&counts);
+            let ratio = histogram.sum() / 10.0 / ns as f64;
+            assert!((0.72..=1.45).contains(&ratio), "{ns} ns: {ratio}");
+        }
+    }
+
+    #[test]
+    fn counts_beyond_the_last_bucket_are_not_lost() {
+        assert_eq!(Histogram::from_counts(&[1; 70]).count(), 70);
+    }
+}

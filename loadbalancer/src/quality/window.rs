@@ -1,0 +1,173 @@
+//! The last seconds of one kind of signal.
+
+use std::time::Duration;
+
+use super::signal::{BUCKETS, Counts, Failure, bucket, nanoseconds};
+
+/// Sums that fade with a time constant, so that the last seconds count most.
+#[derive(Clone, Debug)]
+pub struct Window {
+    buckets: [f64; BUCKETS],
+    sum_ns: f64,
+    count: f64,
+    losses: f64,
+    errors: f64,
+    /// When something last came in.
+    last: Option<Duration>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { buckets: [0.0; BUCKETS], sum_ns: 0.0, count: 0.0, losses: 0.0, errors: 0.0, last: None }
+    }
+}
+
+impl Window {
+    pub fn add(&mut self, result: Result<Duration, Failure>, now: Duration) {
+        self.last = Some(now);
+        match result {
+            Ok(latency) => {
+                let ns = nanoseconds(latency);
+                self.buckets[bucket(ns)] += 1.0;
+                self.sum_ns += ns as f64;
+                self.count += 1.0;
+            }
+            Err(Failure::Loss) => self.losses += 1.0,
+            Err(Failure::Error) => self.errors += 1.0,
+        }
+    }
+
+    pub fn add_counts(&mut self, counts: &Counts, now: Duration) {
+        let count = counts.latencies.count();
+        if count + counts.losses + counts.errors == 0 {
+            return;
+        }
+        self.last = Some(now);
+        for (sum, count) in self.buckets.iter_mut().zip(counts.latencies.buckets) {
+            *sum += count as f64;
+        }
+        self.sum_ns += counts.latencies.sum();
+        self.count += count as f64;
+        self.losses += counts.losses as f64;
+        self.errors += counts.errors as f64;
+    }
+
+    /// Lets `elapsed` pass.
+    pub fn fade(&mut self, elapsed: Duration, time_constant: Duration) {
+        let keep = (-elapsed.as_secs_f64() / time_constant.as_secs_f64()).exp();
+        for sum in &mut self.buckets {
+            *sum *= keep;
+        }
+        for sum in [&mut self.sum_ns, &mut self.count, &mut self.losses, &mut self.errors] {
+            *sum *= keep;
+        }
+    }
+
+    /// Successes that are left.
+    pub fn count(&self) -> f64 {
+        self.count
+    }
+
+    pub fn last(&self) -> Option<Duration> {
+        self.last
+    }
+
+    /// Mean latency in nanoseconds; None without samples.
+    pub fn mean_ns(&self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.sum_ns / self.count)
+    }
+
+    /// Latency that a share of the samples stays below, within a bucket's factor of 2; None without samples.
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        let mut below = self.count * share;
+        for (index, count) in self.buckets.iter().enumerate() {
+            if *count > 0.0 && below <= *count {
+                return Some(Duration::from_nanos((index as f64 + below / count).exp2() as u64));
+            }
+            below -= count;
+        }
+        None
+    }
+
+    /// Takes in what another one has.
+    pub fn merge(&mut self, other: &Self) {
+        for (sum, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            *sum += more;
+        }
+        self.sum_ns += other.sum_ns;
+        self.count += other.count;
+        self.losses += other.losses;
+        self.errors += other.errors;
+        self.last = self.last.max(other.last);
+    }
+
+    /// Share of losses among all.
+    pub fn loss(&self) -> f64 {
+        self.rate(self.losses)
+    }
+
+    /// Share of errors among all.
+    pub fn error(&self) -> f64 {
+        self.rate(self.errors)
+    }
+
+    /// Share of losses and errors among all.
+    pub fn failure(&self) -> f64 {
+        self.rate(self.losses + self.errors)
+    }
+
+    /// Successes and failures that are left.
+    pub fn attempts(&self) -> f64 {
+        self.count + self.losses + self.errors
+    }
+
+    fn rate(&self, failures: f64) -> f64 {
+        if self.attempts() > 0.0 { failures / self.attempts() } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAU: Duration = Duration::from_secs(4);
+
+    #[test]
+    fn quantiles_are_within_a_bucket() {
+        let mut window = Window::default();
+        for ms in 1..=1000 {
+            window.add(Ok(Duration::from_millis(ms)), Duration::ZERO);
+        }
+        for (share, ms) in [(0.5, 500.0), (0.9, 900.0), (0.99, 990.0)] {
+            let found = window.quantile(share).expect("there are samples").as_secs_f64() * 1e3;
+            assert!((0.5..2.0).contains(&(found / ms)), "{share}: {found} ms");
+        }
+        assert_eq!(Window::default().quantile(0.9), None);
+    }
+
+    #[test]
+    fn what_was_long_ago_counts_little() {
+        let mut window = Window::default();
+        for _ in 0..100 {
+            window.add(Ok(Duration::from_millis(100)), Duration::ZERO);
+        }
+        window.fade(4 * TAU, TAU);
+        for _ in 0..100 {
+            window.add(Ok(Duration::from_millis(10)), 4 * TAU);
+        }
+        let mean_ms = window.mean_ns().expect("there are samples") / 1e6;
+        assert!((10.0..12.0).contains(&mean_ms), "{mean_ms}");
+    }
+
+    #[test]
+    fn fading_keeps_means_and_rates() {
+        let mut window = Window::default();
+        window.add(Ok(Duration::from_millis(8)), Duration::ZERO);
+        window.add(Err(Failure::Loss), Duration::ZERO);
+        window.fade(TAU, TAU);
+        let mean_ns = window.mean_ns().expect("there is a sample");
+        assert!((mean_ns - 8e6).abs() < 1.0, "{mean_ns}");
+        assert!((window.failure() - 0.5).abs() < 1e-9 && (window.loss() - 0.5).abs() < 1e-9);
+        assert_eq!(window.error(), 0.0);
+    }
+}
