@@ -8,4 +8,5 @@ pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod network;
+pub mod quality;
 pub mod ring;

@@ -433,5 +433,5 @@ fn seen(server: &Server, settings: &Settings) -> Option<Seen> {
     Some(Seen { slowness, noise, failures: server.measures.failure(&settings.measure) })
 }
 
-#[cfg(test)]
-mod tests;
+
+

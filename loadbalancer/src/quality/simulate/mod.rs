@@ -4,6 +4,9 @@
 //! random place in the ring, a second one if the first server is hot. The same seed gives the same run.
 
 mod server;
+mod gradient;
+mod run;
+pub mod scenario;
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
@@ -13,9 +16,11 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use self::server::Server;
+use self::gradient::Gradient;
+pub use self::run::{Moment, Run, ServerMoment};
 pub use self::server::{Change, Model};
 use super::Settings;
-use super::group::{Entry, Group};
+use super::group::{Entry, Event as GroupEvent, Group, Nominal};
 use super::signal::{Counts, Failure, Histogram, Kind, Sample, ServerKey};
 use crate::control::hot::{self, Load};
 
@@ -26,10 +31,24 @@ pub enum Policy {
     Fixed,
     /// The packet path with measured weights.
     Measured(Settings),
+    /// The packet path with weights by the law that was planned first, to compare with: see `gradient`.
+    Gradient,
     /// HAProxy's `leastconn`: the server with the fewest connections for its weight.
     LeastConnections,
     /// HAProxy's `random(2)`: of two random servers the one with fewer connections for its weight.
     RandomOfTwo,
+}
+
+impl Policy {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Measured(_) => "measured",
+            Self::Gradient => "gradient",
+            Self::LeastConnections => "leastconn",
+            Self::RandomOfTwo => "random(2)",
+        }
+    }
 }
 
 /// What passive signals are there.
@@ -43,11 +62,11 @@ pub enum Passive {
     Absent,
 }
 
+/// What is simulated.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    pub name: String,
     pub servers: Vec<Model>,
-    /// Requests per second of all clients together, from a time on; the first from the beginning.
+    /// Requests per second of all clients together.
     pub rate: f64,
     pub duration: Duration,
     pub probe_every: Duration,
@@ -56,37 +75,6 @@ pub struct Scenario {
     pub delay: Duration,
     pub passive: Passive,
     pub seed: u64,
-}
-
-/// What came of it.
-#[derive(Clone, Debug, Default)]
-pub struct Run {
-    /// Latencies in seconds, by the second in which the request came. What never ended counts as long as it had waited.
-    pub latencies: Vec<Vec<f32>>,
-    pub series: Vec<Moment>,
-    /// When new rings were published.
-    pub rings: Vec<Duration>,
-    /// Requests that were answered with an error.
-    pub errors: u64,
-    pub requests: u64,
-}
-
-/// One second of a run.
-#[derive(Clone, Debug)]
-pub struct Moment {
-    pub at: Duration,
-    pub servers: Vec<ServerMoment>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ServerMoment {
-    /// Share of the ring.
-    pub weight: f64,
-    /// Share of the requests.
-    pub load: f64,
-    pub active: u32,
-    /// Mean of the requests that ended, in seconds.
-    pub latency: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +146,7 @@ struct World<'a> {
     active: Vec<u32>,
     requests: Vec<Request>,
     group: Option<Group>,
+    gradient: Option<Gradient>,
     /// Shares of the ring, summed up.
     ring: Vec<f64>,
     weights: Vec<u32>,
@@ -183,6 +172,7 @@ pub fn run(scenario: &Scenario, policy: &Policy) -> Run {
         active: vec![0; servers],
         requests: Vec::new(),
         group: None,
+        gradient: matches!(policy, Policy::Gradient).then(|| Gradient::new(servers)),
         ring: Vec::new(),
         weights: scenario.servers.iter().map(|model| model.weight).collect(),
         marks: vec![u32::MAX; servers],
@@ -202,9 +192,10 @@ impl World<'_> {
         let weights: Vec<f64> = self.scenario.servers.iter().map(|model| f64::from(model.weight)).collect();
         self.set_ring(&weights);
         if let Policy::Measured(settings) = self.policy {
-            let mut group = Group::new(settings.clone());
+            let mut group = Group::new(settings.clone(), Duration::ZERO);
             for (index, model) in self.scenario.servers.iter().enumerate() {
-                group.set_server(ServerKey(index as u32), model.weight, Entry::Known, Duration::ZERO);
+                let nominal = Nominal { weight: model.weight, high_water: None };
+                group.set_server(ServerKey(index as u32), nominal, Entry::Known, Duration::ZERO);
             }
             self.group = Some(group);
         }
@@ -378,7 +369,7 @@ impl World<'_> {
 
     fn choose(&mut self) -> usize {
         match self.policy {
-            Policy::Fixed | Policy::Measured(_) => {
+            Policy::Fixed | Policy::Measured(_) | Policy::Gradient => {
                 let first = self.place();
                 if self.active[first] < self.marks[first] {
                     return first;
@@ -430,37 +421,59 @@ impl World<'_> {
     fn tick(&mut self) {
         let count = self.servers.len();
         let tallies = std::mem::replace(&mut self.tallies, vec![Tally::default(); count]);
-        let Some(mut group) = self.group.take() else { return };
         self.late.push_back((self.now + self.scenario.delay.as_secs_f64(), tallies));
-        let now = Duration::from_secs_f64(self.now);
-        while let Some((due, _)) = self.late.front()
-            && *due <= self.now
+        while self.late.front().is_some_and(|(due, _)| *due <= self.now)
             && let Some((_, tallies)) = self.late.pop_front()
         {
-            for (server, mut tally) in tallies.into_iter().enumerate() {
-                let target = ServerKey(server as u32).into();
-                for result in tally.probes {
-                    group.sample(&Sample { target, kind: Kind::Probe, result }, now);
-                }
-                if self.scenario.passive == Passive::Absent {
-                    continue;
-                }
-                if self.scenario.passive == Passive::Buckets {
-                    tally.latencies.sum_ns = None;
-                }
-                let counts =
-                    Counts { target, kind: Kind::Response, latencies: tally.latencies, losses: tally.losses, errors: 0 };
-                group.counts(&counts, now);
+            self.tell(tallies);
+        }
+        let now = Duration::from_secs_f64(self.now);
+        if let Some(group) = &mut self.group {
+            let step = group.step(now);
+            let ejections = step.events.iter().filter_map(|event| match event {
+                GroupEvent::Ejected { server, .. } => Some((now, server.0 as usize)),
+                _ => None,
+            });
+            self.run.ejections.extend(ejections);
+            self.weights = step.servers.iter().map(|server| server.load_weight).collect();
+            if step.publish {
+                let weights: Vec<f64> = step.servers.iter().map(|server| f64::from(server.weight)).collect();
+                self.publish(&weights);
             }
         }
-        let step = group.tick(now);
-        if step.publish {
-            let weights: Vec<f64> = step.weights.iter().map(|weight| f64::from(weight.weight)).collect();
-            self.set_ring(&weights);
-            self.run.rings.push(now);
+        if let Some(gradient) = &mut self.gradient
+            && let Some(weights) = gradient.step(now)
+        {
+            self.weights = weights.iter().map(|weight| (weight * 1000.0) as u32).collect();
+            self.publish(&weights);
         }
-        self.weights = step.weights.iter().map(|weight| weight.load_weight).collect();
-        self.group = Some(group);
+    }
+
+    fn publish(&mut self, weights: &[f64]) {
+        self.set_ring(weights);
+        self.run.rings.push(Duration::from_secs_f64(self.now));
+    }
+
+    /// Gives the loop what was measured.
+    fn tell(&mut self, tallies: Vec<Tally>) {
+        let now = Duration::from_secs_f64(self.now);
+        for (server, mut tally) in tallies.into_iter().enumerate() {
+            if let Some(gradient) = &mut self.gradient {
+                gradient.measure(server, &tally);
+            }
+            let Some(group) = &mut self.group else { continue };
+            let target = ServerKey(server as u32).into();
+            for result in tally.probes {
+                group.sample(&Sample { target, kind: Kind::Probe, result }, now);
+            }
+            match self.scenario.passive {
+                Passive::Absent => continue,
+                Passive::Buckets => tally.latencies.sum_ns = None,
+                Passive::Sums => {}
+            }
+            let Tally { latencies, losses, .. } = tally;
+            group.counts(&Counts { target, kind: Kind::Response, latencies, losses, errors: 0 }, now);
+        }
     }
 
     fn each_second(&mut self) {
@@ -482,24 +495,5 @@ impl World<'_> {
             .collect();
         self.run.series.push(Moment { at: Duration::from_secs_f64(self.now), servers });
         self.second.fill((0, 0, 0.0));
-    }
-}
-
-impl Run {
-    /// Latency that a share of the requests that came in a span stayed below, in seconds.
-    pub fn quantile(&self, from: Duration, to: Duration, share: f64) -> f64 {
-        let to = (to.as_secs() as usize).min(self.latencies.len());
-        let mut all: Vec<f32> = self.latencies[from.as_secs() as usize..to].iter().flatten().copied().collect();
-        if all.is_empty() { return 0.0; }
-        let place = ((all.len() - 1) as f64 * share) as usize;
-        let (_, value, _) = all.select_nth_unstable_by(place, f32::total_cmp);
-        f64::from(*value)
-    }
-
-    /// Mean share of the requests that a server got in a span.
-    pub fn load(&self, server: usize, from: Duration, to: Duration) -> f64 {
-        let span = self.series.iter().filter(|moment| moment.at > from && moment.at <= to);
-        let (sum, count) = span.fold((0.0, 0), |(sum, count), moment| (sum + moment.servers[server].load, count + 1));
-        sum / f64::from(count.max(1))
     }
 }

@@ -55,7 +55,7 @@ impl Model {
 /// A model at work. Its time is in seconds.
 pub struct Server {
     cores: f64,
-    pub speed: f64,
+    speed: f64,
     pub loss: f64,
     pub errors: f64,
     pub distance: f64,
