@@ -27,9 +27,6 @@ pub mod eject;
 pub mod start;
 pub mod group;
 pub mod explain;
-pub mod channel;
-pub mod standby;
-pub mod simulate;
 
 /// All constants of the loop of a service.
 #[derive(Clone, Debug, Default, PartialEq)]
