@@ -27,6 +27,7 @@ pub mod eject;
 pub mod start;
 pub mod group;
 pub mod explain;
+pub mod channel;
 
 /// All constants of the loop of a service.
 #[derive(Clone, Debug, Default, PartialEq)]
