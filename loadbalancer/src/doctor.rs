@@ -301,13 +301,13 @@ async fn examine_server(
 ) {
     let subject = format!("server {}/{name}", service.name);
     // A neighbour that nobody has asked for needs a moment.
-    let mut hop = network.resolve(addr).await;
+    let mut hop = network.resolve(&addr.into()).await;
     for _ in 0..20 {
         if !matches!(hop, Err(ResolveError::Pending { .. })) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        hop = network.resolve(addr).await;
+        hop = network.resolve(&addr.into()).await;
     }
     let hop = match hop {
         Ok(hop) => hop,

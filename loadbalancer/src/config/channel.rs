@@ -38,8 +38,7 @@ pub(super) fn channels(root: &Section<'_, '_>) -> (Vec<Channel>, Vec<ChannelPlac
             root.error(place.name.clone(), message, "give each channel a name of its own");
         }
         let same = |other: &&Channel| {
-            (&other.interface, &other.next_hop, other.tunnel)
-                == (&channel.interface, &channel.next_hop, channel.tunnel)
+            (&other.interface, &other.next_hop, other.tunnel) == (&channel.interface, &channel.next_hop, channel.tunnel)
         };
         if let Some(other) = channels.iter().find(same).filter(|_| !channel.interface.is_empty() && !place.wrong) {
             let message = format!("channel {} is the same way as channel {}", channel.name, other.name);
@@ -106,8 +105,12 @@ fn channel(section: Section<'_, '_>) -> (Channel, ChannelPlaces) {
     if let Some(section) = section.section("probe", "[channel.probe]")
         && let Some(monitor) = check::probe(section, channel.probe.interval, channel.probe.timeout)
     {
-        channel.probe =
-            ChannelProbe { kind: monitor.kind, port: monitor.port, interval: monitor.interval, timeout: monitor.timeout };
+        channel.probe = ChannelProbe {
+            kind: monitor.kind,
+            port: monitor.port,
+            interval: monitor.interval,
+            timeout: monitor.timeout,
+        };
     }
     section.finish();
     (channel, place)
@@ -120,7 +123,8 @@ fn address(section: &Section<'_, '_>, text: &At<&str>, key: &str) -> Option<IpAd
     };
     let found = text.value.parse().ok().filter(usable);
     if found.is_none() {
-        let message = format!("`{}` is no address of a {}", text.value, if key == "source" { "host" } else { "router" });
+        let message =
+            format!("`{}` is no address of a {}", text.value, if key == "source" { "host" } else { "router" });
         let help = if key == "source" {
             "give an address of the gateway, such as \"192.0.2.10\""
         } else {

@@ -347,7 +347,7 @@ pub(super) fn agent(section: Section<'_, '_>) -> Option<Agent> {
         }
     }
     let port = section.required("port", "port = 8081", section.number::<u16>("port", 1..=65_535));
-    let (interval, timeout) = pace(&section);
+    let (interval, timeout) = pace(&section, CHECK_PACE);
     let check = if json {
         let path = path.as_ref().map_or("/", |path| path.value);
         told(&section, AgentCheck::json(path, host.as_ref().map(|host| host.value)))

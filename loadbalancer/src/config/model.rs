@@ -32,6 +32,8 @@ pub struct Gateway {
     pub pin_directory: PathBuf,
     /// Key of the flow hash; none: drawn once and kept in the pinned state.
     pub hash_seed: Option<u64>,
+    /// Firewall mark, and number of the routing table, of the first channel; the others follow.
+    pub channel_marks: u32,
     /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
     pub vip_interface: Option<String>,
 }

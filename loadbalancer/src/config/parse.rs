@@ -16,8 +16,8 @@ use super::channel;
 use super::check;
 use super::error::{ConfigErrors, Errors};
 use super::model::{
-    Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol, Refuse,
-    Server, Service, Timeouts, XdpMode,
+    Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol,
+    Refuse, Server, Service, Timeouts, XdpMode,
 };
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
@@ -115,6 +115,7 @@ fn gateway_defaults() -> Gateway {
         on_incompatible: OnIncompatible::default(),
         pin_directory: "/sys/fs/bpf/loadbalancer".into(),
         hash_seed: None,
+        channel_marks: 0x4c42_0000,
         vip_interface: None,
     }
 }
@@ -163,6 +164,7 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
         }
     }
     gateway.hash_seed = section.number::<i64>("hash_seed", 1..=i64::MAX).map(|seed| seed.value as u64);
+    set(&mut gateway.channel_marks, section.number("channel_marks", 256..=0xffff_ff00));
     gateway.vip_interface =
         section.string("vip_interface", "eth0").and_then(|name| interface_name(&section, name)).map(|name| name.value);
     section.finish();

@@ -183,7 +183,8 @@ fn channels(config: &Config, places: &Places, (service, place): (&Service, &Serv
             } else if service.port_of(server, &channel.probe.kind, channel.probe.port).is_none()
                 && told.insert((span.start, channel.name.clone()))
             {
-                let message = format!("the probe of channel {} has no port to ask server {} at", channel.name, server.name);
+                let message =
+                    format!("the probe of channel {} has no port to ask server {} at", channel.name, server.name);
                 errors.add(span.clone(), message, "add `port` to [channel.probe], or use type = \"icmp\"");
             }
         }

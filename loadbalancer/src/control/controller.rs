@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use loadbalancer_common::backend::Backend;
+use loadbalancer_common::backend::{Backend, PATH_SLOTS};
 use loadbalancer_common::outcome::Outcome;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::channels::{self, ChannelLoops};
 use super::desire::{self, ServerId, Standing};
 use super::hot::{self, Load};
 use super::probes;
@@ -21,11 +22,13 @@ use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::stats;
-use crate::health::{Answer, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth};
+use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
+use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
+use crate::quality::channel::{Event as ChannelEvent, Settings as ChannelSettings};
 use crate::quality::explain::GroupReport;
 use crate::quality::group::{Entry, Event, Nominal};
-use crate::quality::signal::ServerKey;
+use crate::quality::signal::{ChannelKey, ServerKey};
 
 /// How often flows are counted.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -75,6 +78,7 @@ pub struct Controller {
     next_key: u32,
     checker: Checker,
     quality: Quality,
+    channels: ChannelLoops,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -110,6 +114,7 @@ impl Controller {
             next_key: 0,
             checker: Checker::new(reports),
             quality: Quality::new(now),
+            channels: ChannelLoops::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -151,7 +156,7 @@ impl Controller {
                             health: None,
                             drained: kernel.is_some_and(|backend| backend.has(Backend::DRAINED)),
                             set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
-                            given: None,
+                            ..Standing::default()
                         },
                         health: None,
                         word: LastWord::default(),
@@ -159,14 +164,11 @@ impl Controller {
                         suspect_since: None,
                     }
                 });
-                let key = ProbeKey { server: state.check_key, part: Part::Check };
-                let check = service.check.as_ref();
-                match check.and_then(|check| Some((check.thresholds, probes::check(service, server, check)?))) {
-                    Some((thresholds, spec)) => {
-                        self.checker.set(key, spec);
+                match &service.check {
+                    Some(check) => {
                         match &mut state.health {
-                            Some(health) => health.set_thresholds(thresholds),
-                            none => *none = Some(ServerHealth::new(thresholds, Instant::now())),
+                            Some(health) => health.set_thresholds(check.thresholds),
+                            none => *none = Some(ServerHealth::new(check.thresholds, Instant::now())),
                         }
                         // A server that was up or down for an earlier controller is so until its first check.
                         if state.standing.health.is_none() {
@@ -178,19 +180,12 @@ impl Controller {
                         }
                     }
                     None => {
-                        self.checker.remove(key);
                         state.health = None;
                         state.standing.health = None;
                     }
                 }
-                let besides = probes::besides(service, server);
-                let parts: Vec<Part> = besides.iter().map(|(part, _)| *part).chain([Part::Check]).collect();
-                self.checker.keep(state.check_key, &parts);
                 if service.agent.is_none() {
                     state.word = LastWord::default();
-                }
-                for (part, spec) in besides {
-                    self.checker.set(ProbeKey { server: state.check_key, part }, spec);
                 }
                 servers.insert(id, state);
             }
@@ -200,13 +195,102 @@ impl Controller {
             self.keys.remove(&gone.check_key);
         }
         self.servers = servers;
+        self.follow_channels();
+        self.follow_probes();
         self.follow_targets();
+    }
+
+    /// Asks all servers what the configuration has; over the best channel where they have some.
+    fn follow_probes(&mut self) {
+        let config = &self.config;
+        let all = || config.services.iter().flat_map(|service| service.servers.iter().map(move |it| (service, it)));
+        let pairs = all().map(|(_, server)| server.channels.len() as u32).sum();
+        for (service, server) in all() {
+            let Some(state) = self.servers.get(&desire::server_id(service, server)) else { continue };
+            let best = state.standing.slots.as_ref().and_then(channels::most);
+            let via = best.map_or_else(Via::default, |position| probes::via(config, position, server.addr));
+            let check = service.check.as_ref().and_then(|check| probes::check(service, server, check, &via));
+            let wanted: Vec<(Part, CheckSpec)> = check
+                .map(|spec| (Part::Check, spec))
+                .into_iter()
+                .chain(probes::besides(service, server, &via))
+                .chain(probes::channels(config, service, server, pairs))
+                .collect();
+            let parts: Vec<Part> = wanted.iter().map(|(part, _)| *part).collect();
+            self.checker.keep(state.check_key, &parts);
+            for (part, spec) in wanted {
+                self.checker.set(ProbeKey { server: state.check_key, part }, spec);
+            }
+        }
+    }
+
+    /// Brings the loops of channels to configuration and network.
+    fn follow_channels(&mut self) {
+        let now = Instant::now();
+        let mut events = channels::Events::new();
+        for service in &self.config.services {
+            for server in &service.servers {
+                let id = desire::server_id(service, server);
+                let Some(state) = self.servers.get(&id) else { continue };
+                let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+                let kernel = number.map_or([None; PATH_SLOTS], |number| self.reconciler.channels_of(*number));
+                let present = server.channels.iter().map(|position| {
+                    let channel = &self.config.channels[usize::from(*position)];
+                    let hop = self.resolved.hops.get(&desire::channel_way(channel, server.addr));
+                    channels::Present {
+                        key: ChannelKey(u16::from(*position)),
+                        capacity: channel.capacity,
+                        link_up: match hop {
+                            Some(Ok(_)) => Some(true),
+                            Some(Err(error)) if !error.pending => Some(false),
+                            _ => None,
+                        },
+                    }
+                });
+                let present: Vec<channels::Present> = present.collect();
+                let settings = ChannelSettings::default();
+                events.extend(self.channels.follow(state.check_key, &present, &kernel, &settings, now));
+            }
+        }
+        let keys = &self.keys;
+        self.channels.retain(|server| keys.contains_key(&server));
+        self.take_channel_events(&events);
+    }
+
+    /// Takes over what the loops of channels say. True: the kernel must be told.
+    fn take_channel_events(&mut self, events: &channels::Events) -> bool {
+        if events.is_empty() {
+            return false;
+        }
+        for state in self.servers.values_mut() {
+            state.standing.slots = self.channels.slots(state.check_key);
+            state.standing.cut_off = !self.channels.is_reachable(state.check_key);
+        }
+        for (server, event) in events {
+            self.tell_channel_event(*server, event);
+        }
+        true
+    }
+
+    fn tell_channel_event(&self, server: u32, event: &ChannelEvent) {
+        let server = self.keys.get(&server).and_then(|id| self.name_of(*id)).unwrap_or_default();
+        let name = |key: &ChannelKey| self.config.channels.get(usize::from(key.0)).map_or("", |channel| &channel.name);
+        match event {
+            ChannelEvent::Died { channel, cause } => {
+                tracing::warn!(%server, channel = name(channel), ?cause, "a channel is dead; its flows take others");
+            }
+            ChannelEvent::Back { channel } => tracing::info!(%server, channel = name(channel), "a channel is back"),
+            ChannelEvent::Moved => tracing::debug!(%server, "flows take other channels"),
+            ChannelEvent::Unreachable => tracing::warn!(%server, "all its channels are dead"),
+            ChannelEvent::Reachable => tracing::info!(%server, "some channel to it works again"),
+        }
     }
 
     fn follow_targets(&mut self) {
         let mut targets = Targets::default();
-        targets.addresses.extend(self.config.services.iter().flat_map(|s| &s.servers).map(|server| server.addr));
-        targets.addresses.extend(self.leaving().values().flatten().map(|backend| backend.addr));
+        let servers = self.config.services.iter().flat_map(|service| &service.servers);
+        targets.ways.extend(servers.flat_map(|server| desire::ways(&self.config, server)));
+        targets.ways.extend(self.leaving().values().flatten().map(|backend| Way::from(backend.addr)));
         targets.interfaces.extend(self.config.gateway.interfaces.iter().map(|interface| interface.name.clone()));
         self.targets.send_if_modified(|current| {
             let changed = *current != targets;
@@ -259,7 +343,13 @@ impl Controller {
 
     /// Every [`QUALITY_TICK`]: turns what was measured into weights.
     pub fn on_quality_tick(&mut self) {
-        if self.step_quality() {
+        let events = self.channels.step(Instant::now());
+        let moved = self.take_channel_events(&events);
+        if moved {
+            // Checks follow the best channel.
+            self.follow_probes();
+        }
+        if self.step_quality() || moved {
             self.write();
         }
     }
@@ -282,7 +372,7 @@ impl Controller {
                     },
                     entry: state.entry,
                     up: standing.health.is_none_or(Health::may_serve)
-                        && desire::way(service, server.addr, &self.resolved).is_ok(),
+                        && desire::reach(&self.config, service, server, standing, &self.resolved).trouble.is_none(),
                     active: number.map_or(0, |number| self.reconciler.active(*number)),
                     word: quality::word(state.word.word()),
                 });
@@ -399,8 +489,10 @@ impl Controller {
     /// Says which servers' ways have changed, by name only as long as a person would read them.
     fn tell_changes(&self, resolved: &Resolved) {
         let (mut found, mut lost) = (0usize, 0usize);
-        for (address, hop) in &resolved.hops {
-            let before = self.resolved.hops.get(address);
+        for (way, hop) in &resolved.hops {
+            let address = way.target;
+            let interface = way.via.as_ref().map(|via| via.interface.as_str());
+            let before = self.resolved.hops.get(way);
             match (before, hop) {
                 (Some(Ok(before)), Ok(now)) if before == now => {}
                 (Some(Err(before)), Err(now)) if before == now => {}
@@ -408,13 +500,13 @@ impl Controller {
                 (_, Ok(hop)) => {
                     found += 1;
                     if found <= TOLD_WAYS {
-                        tracing::info!(server = %address, ifindex = hop.ifindex, "way found");
+                        tracing::info!(server = %address, interface, ifindex = hop.ifindex, "way found");
                     }
                 }
                 (_, Err(error)) => {
                     lost += 1;
                     if lost <= TOLD_WAYS {
-                        tracing::warn!(server = %address, reason = %error.reason, "no way to the server");
+                        tracing::warn!(server = %address, interface, reason = %error.reason, "no way to the server");
                     }
                 }
             }
@@ -430,15 +522,16 @@ impl Controller {
     pub fn on_resolved(&mut self, resolved: Resolved) {
         self.tell_changes(&resolved);
         let mut resolved = resolved;
-        for (address, hop) in &mut resolved.hops {
+        for (way, hop) in &mut resolved.hops {
             // While an address is asked for again, what was known stays good.
             if matches!(hop, Err(error) if error.pending)
-                && let Some(Ok(known)) = self.resolved.hops.get(address)
+                && let Some(Ok(known)) = self.resolved.hops.get(way)
             {
                 *hop = Ok(known.clone());
             }
         }
         self.resolved = resolved;
+        self.follow_channels();
         self.apply();
     }
 
@@ -460,6 +553,12 @@ impl Controller {
                 false
             }
             Part::Agent => self.on_word(id, report),
+            Part::Channel(position) => {
+                let result = report.result.as_ref().map(|answer| answer.latency);
+                let key = ChannelKey(u16::from(position));
+                let events = self.channels.probe(report.key.server, key, result, report.at);
+                self.take_channel_events(&events)
+            }
         }
     }
 
@@ -804,19 +903,19 @@ impl Controller {
             let unknown = Standing::default();
             let state = self.servers.get(&id);
             let standing = state.map_or(&unknown, |state| &state.standing);
-            let way = desire::way(service, server.addr, &self.resolved);
-            let serves = desire::serves(server, standing, way.is_ok());
-            let effective = if serves { desire::ring_weight(server, standing, way.is_ok()) } else { 0 };
+            let trouble = desire::reach(&self.config, service, server, standing, &self.resolved).trouble;
+            let serves = desire::serves(server, standing, trouble.is_none());
+            let effective = if serves { desire::ring_weight(server, standing, trouble.is_none()) } else { 0 };
             *tier_weights.entry((id.service, server.tier)).or_default() += u64::from(effective);
             let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
             let found = number.and_then(|number| kernel.backends.get(number));
             let counters = found.map(|found| found.counters).unwrap_or_default();
             let health = state.and_then(|state| state.health.as_ref());
-            let (label, reason) = match (&way, standing) {
+            let (label, reason) = match (&trouble, standing) {
                 (_, Standing { health: Some(Health::Down), .. }) => {
                     ("down", health.and_then(|health| health.last_failure()).map(|failure| failure.error.to_string()))
                 }
-                (Err(reason), _) => ("unreachable", Some(reason.clone())),
+                (Some(reason), _) => ("unreachable", Some(reason.clone())),
                 (_, Standing { drained: true, .. }) => ("drained", None),
                 (_, Standing { given: Some(given), .. }) if !given.serves && server.weight > 0 => ("ejected", None),
                 (_, Standing { health: None, .. }) => ("unchecked", None),

@@ -13,10 +13,14 @@ use loadbalancer_common::settings::TIMEOUTS;
 
 use super::quality::Given;
 use super::resolver::Resolved;
-use crate::config::{Affinity, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts};
+use crate::config::{Affinity, Channel, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts, Tunnel};
 use crate::dataplane::desired::{Desired, DesiredBackend, DesiredService, identity};
 use crate::health::Health;
 use crate::network::header::{Encapsulation, path};
+use crate::network::hop::{Via, Way};
+use crate::network::policy::PolicyRoute;
+use crate::quality::channel::Slots;
+use crate::quality::signal::ChannelKey;
 
 /// What the controller knows of a server beside its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +32,10 @@ pub struct Standing {
     pub set_weight: Option<u16>,
     /// What measured quality makes of it; None: nothing was measured yet.
     pub given: Option<Given>,
+    /// Channel of each path slot; None: it has no channels.
+    pub slots: Option<Slots>,
+    /// All its channels are dead.
+    pub cut_off: bool,
 }
 
 /// Who a server is: the identities of its service in the kernel and of its backend there.
@@ -83,17 +91,51 @@ pub fn server_id(service: &Service, server: &Server) -> ServerId {
     ServerId { service: service_identity(service, part), backend: identity(&[b"server", address.as_bytes(), &port]) }
 }
 
-/// The way to a server, or why there is none.
-pub fn way(service: &Service, server: IpAddr, resolved: &Resolved) -> Result<Path, String> {
-    let hop = match resolved.hops.get(&server) {
+/// How a channel leads to an address.
+pub fn channel_way(channel: &Channel, target: IpAddr) -> Way {
+    let of_family = |addresses: &[IpAddr]| addresses.iter().copied().find(|addr| addr.is_ipv6() == target.is_ipv6());
+    let via = Via {
+        interface: channel.interface.clone(),
+        router: of_family(&channel.next_hop),
+        source: of_family(&channel.source),
+    };
+    Way { target, via: Some(via) }
+}
+
+/// What the kernel is to know of channels that lead over routers, for their probes.
+pub fn policy_routes(config: &Config) -> Vec<PolicyRoute> {
+    let of_channel = |(channel, mark): (&'_ Channel, u32)| {
+        let (interface, sources) = (channel.interface.clone(), channel.source.clone());
+        let route = move |router: &IpAddr| PolicyRoute {
+            mark,
+            interface: interface.clone(),
+            router: *router,
+            source: sources.iter().copied().find(|source| source.is_ipv6() == router.is_ipv6()),
+        };
+        channel.next_hop.iter().map(route).collect::<Vec<_>>()
+    };
+    config.channels.iter().zip(config.gateway.channel_marks..).flat_map(of_channel).collect()
+}
+
+/// All ways to a server.
+pub fn ways(config: &Config, server: &Server) -> Vec<Way> {
+    if server.channels.is_empty() {
+        return vec![server.addr.into()];
+    }
+    server.channels.iter().map(|position| channel_way(&config.channels[usize::from(*position)], server.addr)).collect()
+}
+
+/// The path over a way, or why there is none.
+fn path_over(service: &Service, way: &Way, tunnel: Option<Tunnel>, resolved: &Resolved) -> Result<Path, String> {
+    let hop = match resolved.hops.get(way) {
         Some(Ok(hop)) => hop,
         Some(Err(unreachable)) => return Err(unreachable.reason.clone()),
         None => return Err("the way to it is being looked for".to_owned()),
     };
-    let encapsulation = match service.mode {
-        Mode::DsrIpip => Encapsulation::Ipip,
-        Mode::DsrGue => Encapsulation::Gue { port: service.gue_port },
-        Mode::DsrL2 => {
+    let encapsulation = match (tunnel, service.mode) {
+        (Some(Tunnel::Ipip), _) | (None, Mode::DsrIpip) => Encapsulation::Ipip,
+        (Some(Tunnel::Gue), _) | (None, Mode::DsrGue) => Encapsulation::Gue { port: service.gue_port },
+        (None, Mode::DsrL2) => {
             if let Some(router) = hop.router {
                 return Err(format!(
                     "it is behind the router {router}, but dsr-l2 reaches only servers on the gateway's own segment: use \
@@ -102,9 +144,54 @@ pub fn way(service: &Service, server: IpAddr, resolved: &Resolved) -> Result<Pat
             }
             Encapsulation::None
         }
-        Mode::Nat | Mode::Dnat => Encapsulation::None,
+        (None, Mode::Nat | Mode::Dnat) => Encapsulation::None,
     };
-    path(hop, encapsulation, server).map_err(|error| error.to_string())
+    path(hop, encapsulation, way.target).map_err(|error| error.to_string())
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// One for all slots, or one for each; live flows take them in any case.
+    pub paths: Vec<Path>,
+    /// Why no new flow should be sent there.
+    pub trouble: Option<String>,
+}
+
+pub fn reach(config: &Config, service: &Service, server: &Server, standing: &Standing, resolved: &Resolved) -> Reach {
+    if server.channels.is_empty() {
+        return match path_over(service, &server.addr.into(), None, resolved) {
+            Ok(path) => Reach { paths: vec![path], trouble: None },
+            Err(trouble) => Reach { paths: Vec::new(), trouble: Some(trouble) },
+        };
+    }
+    let found: Vec<(u8, Result<Path, String>)> = server
+        .channels
+        .iter()
+        .map(|position| {
+            let channel = &config.channels[usize::from(*position)];
+            let path = path_over(service, &channel_way(channel, server.addr), channel.tunnel, resolved);
+            (*position, path.map(|path| Path { channel: *position + 1, ..path }))
+        })
+        .collect();
+    let Some(any) = found.iter().find_map(|(_, path)| path.as_ref().ok()) else {
+        let named = |(position, path): &(u8, Result<Path, String>)| {
+            let why = path.as_ref().err().map_or("", String::as_str);
+            format!("{}: {why}", config.channels[usize::from(*position)].name)
+        };
+        let all: Vec<String> = found.iter().map(named).collect();
+        return Reach { paths: Vec::new(), trouble: Some(format!("no channel leads to it ({})", all.join("; "))) };
+    };
+    let of_slot = |slot: &Option<ChannelKey>| {
+        let wanted = slot.and_then(|key| found.iter().find(|(position, _)| u16::from(*position) == key.0));
+        *wanted.and_then(|(_, path)| path.as_ref().ok()).unwrap_or(any)
+    };
+    Reach {
+        paths: standing.slots.iter().flatten().map(of_slot).collect(),
+        trouble: standing
+            .cut_off
+            .then(|| "probes are lost on all of its channels; see `loadbalancer channels`".to_owned()),
+    }
 }
 
 /// Weight as configured, or as the operator has set it.
@@ -145,11 +232,11 @@ pub fn desired(
                 .servers
                 .iter()
                 .filter(|server| belongs(server.addr))
-                .map(|server| backend(service, server, standings, resolved))
+                .map(|server| backend(config, service, server, standings, resolved))
                 .collect();
             for old in leaving.get(&identity).into_iter().flatten() {
                 let mut old = old.clone();
-                if let Ok(path) = way(service, old.addr, resolved) {
+                if let Ok(path) = path_over(service, &old.addr.into(), None, resolved) {
                     old.paths = vec![path];
                 }
                 backends.push(old);
@@ -168,6 +255,7 @@ pub fn desired(
 }
 
 fn backend(
+    config: &Config,
     service: &Service,
     server: &Server,
     standings: &HashMap<ServerId, Standing>,
@@ -176,9 +264,10 @@ fn backend(
     let id = server_id(service, server);
     let unknown = Standing::default();
     let standing = standings.get(&id).unwrap_or(&unknown);
-    let path = way(service, server.addr, resolved);
+    let reach = reach(config, service, server, standing, resolved);
+    let reachable = reach.trouble.is_none();
     let mut flags = 0;
-    if serves(server, standing, path.is_ok()) {
+    if serves(server, standing, reachable) {
         flags |= Backend::ACCEPTS;
     }
     if standing.health == Some(Health::Down) {
@@ -191,10 +280,10 @@ fn backend(
         identity: id.backend,
         addr: server.addr,
         port: server.port,
-        source: source(service, server, resolved),
+        source: source(config, service, server, resolved),
         flags,
         tier: server.tier,
-        ring: ring_weight(server, standing, path.is_ok()),
+        ring: ring_weight(server, standing, reachable),
         load: standing.given.map_or_else(|| u32::from(nominal_weight(server, standing)), |given| given.load),
         nominal: u32::from(server.weight),
         set_weight: standing.set_weight.map_or(0, |weight| u32::from(weight) + 1),
@@ -202,17 +291,22 @@ fn backend(
             Some(given) => given.high_water.unwrap_or(u32::MAX),
             None => server.high_water.map_or(u32::MAX, |mark| mark.get()),
         },
-        paths: path.into_iter().collect(),
+        paths: reach.paths,
     }
 }
 
 /// Source address of `nat` for a server.
-fn source(service: &Service, server: &Server, resolved: &Resolved) -> Option<IpAddr> {
+fn source(config: &Config, service: &Service, server: &Server, resolved: &Resolved) -> Option<IpAddr> {
     if service.mode != Mode::Nat {
         return None;
     }
     let set = service.nat_source.iter().copied().find(|source| source.is_ipv4() == server.addr.is_ipv4());
-    let found = || resolved.hops.get(&server.addr).and_then(|hop| hop.as_ref().ok()).map(|hop| hop.source);
+    // With channels, the source must not change with the one that is used: the configuration has it.
+    let found = || {
+        let way = ways(config, server).into_iter().next()?;
+        let set = way.via.as_ref().and_then(|via| via.source);
+        set.or_else(|| resolved.hops.get(&way)?.as_ref().ok().map(|hop| hop.source))
+    };
     set.or_else(found)
 }
 

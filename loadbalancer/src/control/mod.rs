@@ -3,6 +3,7 @@
 //! One task owns all state and does one thing at a time; checks, the resolver of next hops and the servers of the admin
 //! socket and of metrics are tasks of their own that talk to it through channels.
 
+pub mod channels;
 pub mod controller;
 pub mod desire;
 pub mod hot;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::controller::{Controller, QUALITY_TICK, Request, TICK};
+use super::desire;
 use super::resolver::{self, Targets};
 use crate::admin;
 use crate::config::{Config, OnIncompatible, OnStop};
@@ -73,6 +74,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let mut controller = Controller::new(config, path.to_owned(), reconciler, seed, reports_in, targets);
     tokio::spawn(resolver::run(network.clone(), changes, wanted, resolved_in));
     let known = resolver::settle(&mut resolved, SETTLE).await;
+    route_probes(&network, &controller).await;
     controller.on_resolved(known);
     // A start that cannot do what it is told fails; later the same is logged and tried again.
     let begun = match controller.attach() {
@@ -117,11 +119,14 @@ pub async fn run(path: &Path) -> Result<()> {
                 // The error is logged and shown by `status`.
                 let reloaded = controller.reload();
                 if reloaded.is_ok() {
+                    route_probes(&network, &controller).await;
                     assigned = reassign_vips(&network, &controller, assigned).await;
                 }
                 notify(&[sd_notify::NotifyState::Ready]);
             }
             Some(now) = resolved.recv() => {
+                // Routes go with their interface, and come back here.
+                route_probes(&network, &controller).await;
                 controller.on_resolved(now);
                 // What goes wrong is logged, shown by `status`, and tried again with the next change.
                 if let Err(error) = controller.attach() {
@@ -142,6 +147,7 @@ pub async fn run(path: &Path) -> Result<()> {
                 let reload = matches!(request, Request::Reload(_));
                 controller.handle(request).await;
                 if reload {
+                    route_probes(&network, &controller).await;
                     assigned = reassign_vips(&network, &controller, assigned).await;
                 }
             }
@@ -157,8 +163,21 @@ pub async fn run(path: &Path) -> Result<()> {
     stop(&network, &controller, &assigned).await
 }
 
+/// What goes wrong is logged; probes then fail with a reason of their own.
+async fn route_probes(network: &Network, controller: &Controller) {
+    let config = &controller.config;
+    let wanted = desire::policy_routes(config);
+    if let Err(error) = network.set_policy_routes(config.gateway.channel_marks, &wanted).await {
+        tracing::error!(%error, "probes cannot be bound to channels");
+    }
+}
+
 async fn stop(network: &Network, controller: &Controller, assigned: &[(String, IpAddr)]) -> Result<()> {
     let gateway = &controller.config.gateway;
+    if !controller.config.channels.is_empty() {
+        // Without a controller nobody probes.
+        network.set_policy_routes(gateway.channel_marks, &[]).await?;
+    }
     match gateway.on_stop {
         OnStop::Keep => {
             tracing::info!(

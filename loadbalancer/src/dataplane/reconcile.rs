@@ -21,6 +21,8 @@ use super::census;
 use super::desired::{Desired, DesiredBackend, DesiredService};
 use super::kernel::{Kernel, Maps};
 use super::map::MapError;
+use crate::quality::channel::Slots;
+use crate::quality::signal::ChannelKey;
 use crate::ring::{self, Member};
 
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +137,13 @@ impl Reconciler {
 
     pub fn service(&self, id: u16) -> Option<&Service> {
         self.actual.services.get(id as usize)
+    }
+
+    /// The channel of each path slot of a backend.
+    pub fn channels_of(&self, backend: u16) -> Slots {
+        let channel = |id: u32| self.paths.get(&id).and_then(|path| path.channel.checked_sub(1));
+        let paths = self.actual.backends.get(usize::from(backend)).map_or([0; PATH_SLOTS], |backend| backend.paths);
+        paths.map(|id| channel(id).map(|position| ChannelKey(u16::from(position))))
     }
 
     /// A path as the kernel has it.

@@ -34,6 +34,8 @@ pub enum Part {
     Monitor(u16),
     /// Asks the server's agent.
     Agent,
+    /// Feeds the quality of a channel to the server; by position in the configuration.
+    Channel(u8),
 }
 
 /// What one probe found.

@@ -8,6 +8,7 @@ pub mod announce;
 pub mod facts;
 pub mod header;
 pub mod hop;
+pub mod policy;
 mod table;
 
 pub use announce::announce;
@@ -240,8 +241,13 @@ impl Network {
             // The kernel knows no routes there, which would only be told as a consequence.
             return Err(ResolveError::LinkDown { target, interface: link.name });
         }
-        let mut route =
-            Route { kind: RouteType::Unicast, interface: link.index, router: via.router, source: via.source, mtu: None };
+        let mut route = Route {
+            kind: RouteType::Unicast,
+            interface: link.index,
+            router: via.router,
+            source: via.source,
+            mtu: None,
+        };
         if route.source.is_none() {
             let found = self.look_up(via.router.unwrap_or(target), Some(link.index)).await?;
             route.source = found.source.filter(|_| found.kind == RouteType::Unicast);

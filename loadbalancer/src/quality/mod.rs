@@ -27,6 +27,8 @@ pub mod eject;
 pub mod start;
 pub mod group;
 pub mod explain;
+pub mod seconds;
+pub mod channel;
 
 /// All constants of the loop of a service.
 #[derive(Clone, Debug, Default, PartialEq)]

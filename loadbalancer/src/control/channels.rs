@@ -1,0 +1,141 @@
+//! The loops over the channels of all servers: which path slots of a server each of its channels has.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::health::ProbeError;
+use crate::quality::channel::explain::ChannelsReport;
+use crate::quality::channel::{Channels, Event, Settings, Slots};
+use crate::quality::signal::{ChannelKey, Failure};
+
+/// What is to be known of a channel of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present {
+    pub key: ChannelKey,
+    pub capacity: u32,
+    /// None: it is being found out.
+    pub link_up: Option<bool>,
+}
+
+/// All loops, by the number of the server.
+#[derive(Default)]
+pub struct ChannelLoops {
+    servers: HashMap<u32, Loop>,
+    /// Since when time is counted; None: nothing began yet.
+    epoch: Option<Instant>,
+}
+
+struct Loop {
+    channels: Channels,
+    known: Vec<Present>,
+}
+
+/// The channel with the most slots.
+pub fn most(slots: &Slots) -> Option<u8> {
+    let count = |key: &ChannelKey| slots.iter().flatten().filter(|slot| *slot == key).count();
+    let best = slots.iter().flatten().max_by_key(|key| (count(key), std::cmp::Reverse(**key)));
+    best.and_then(|key| u8::try_from(key.0).ok())
+}
+
+/// What happened to which server.
+pub type Events = Vec<(u32, Event)>;
+
+impl ChannelLoops {
+    fn now(&mut self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.epoch.get_or_insert(now))
+    }
+
+    /// Brings a server's channels to what they are now; none: it has no loop.
+    /// A new loop begins with the slots that the kernel has.
+    pub fn follow(
+        &mut self,
+        server: u32,
+        present: &[Present],
+        kernel: &Slots,
+        settings: &Settings,
+        now: Instant,
+    ) -> Events {
+        let now = self.now(now);
+        if present.is_empty() {
+            self.servers.remove(&server);
+            return Vec::new();
+        }
+        let is_new = !self.servers.contains_key(&server);
+        let it = self
+            .servers
+            .entry(server)
+            .or_insert_with(|| Loop { channels: Channels::new(settings.clone(), now), known: Vec::new() });
+        let mut events = Vec::new();
+        for old in &it.known {
+            if !present.iter().any(|new| new.key == old.key) {
+                events.extend(it.channels.remove_channel(old.key, now));
+            }
+        }
+        for new in present {
+            events.extend(it.channels.set_channel(new.key, new.capacity, now));
+            if is_new {
+                it.channels.adopt(kernel);
+            }
+            let before = it.known.iter().find(|old| old.key == new.key).and_then(|old| old.link_up);
+            if let Some(up) = new.link_up
+                && before != Some(up)
+            {
+                events.extend(it.channels.set_link(new.key, up, now));
+            }
+        }
+        let known = |new: &Present| {
+            let before = it.known.iter().find(|old| old.key == new.key).and_then(|old| old.link_up);
+            Present { link_up: new.link_up.or(before), ..*new }
+        };
+        it.known = present.iter().map(known).collect();
+        events.into_iter().map(|event| (server, event)).collect()
+    }
+
+    /// Forgets servers that are not among these.
+    pub fn retain(&mut self, keep: impl Fn(u32) -> bool) {
+        self.servers.retain(|server, _| keep(*server));
+    }
+
+    /// Takes the result of a probe.
+    pub fn probe(
+        &mut self,
+        server: u32,
+        channel: ChannelKey,
+        result: Result<Duration, &ProbeError>,
+        now: Instant,
+    ) -> Events {
+        let result = match result {
+            Ok(rtt) => Ok(rtt),
+            Err(error) if error.is_local() => return Vec::new(),
+            Err(ProbeError::TimedOut { .. }) => Err(Failure::Loss),
+            Err(_) => Err(Failure::Error),
+        };
+        let now = self.now(now);
+        let Some(it) = self.servers.get_mut(&server) else { return Vec::new() };
+        it.channels.probe(channel, result, now).into_iter().map(|event| (server, event)).collect()
+    }
+
+    /// Compares the channels of all servers.
+    pub fn step(&mut self, now: Instant) -> Events {
+        let now = self.now(now);
+        let step = |(server, it): (&u32, &mut Loop)| {
+            let server = *server;
+            it.channels.step(now).into_iter().map(move |event| (server, event))
+        };
+        self.servers.iter_mut().flat_map(step).collect()
+    }
+
+    pub fn slots(&self, server: u32) -> Option<Slots> {
+        self.servers.get(&server).map(|it| *it.channels.slots())
+    }
+
+    /// Whether some channel of the server lives, or it needs none.
+    pub fn is_reachable(&self, server: u32) -> bool {
+        self.servers.get(&server).is_none_or(|it| it.channels.is_reachable())
+    }
+
+    pub fn explain(&self, server: u32, now: Instant) -> Option<ChannelsReport> {
+        let now = now.saturating_duration_since(self.epoch?);
+        self.servers.get(&server).map(|it| it.channels.explain(now))
+    }
+}
