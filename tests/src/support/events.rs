@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::host::Host;
 use super::netns::NetnsError;
-use super::plan::default_routes;
+use super::plan::{HOST_DEVICE, default_routes};
 
 /// Time between two looks at a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -50,7 +50,7 @@ impl Host {
         let end = self.end(side);
         end.namespace.ip(&[format!("link set {} up", end.device)])?;
         match side {
-            Side::Host => self.namespace().ip(&default_routes(&self.gateway)),
+            Side::Host => self.namespace().ip(&default_routes(HOST_DEVICE, &self.gateway)),
             Side::Far => Ok(()),
         }
     }

@@ -57,7 +57,7 @@ impl Host {
 
     /// The host's address of the same family as `like`.
     pub fn address_like(&self, like: IpAddr) -> IpAddr {
-        if like.is_ipv4() { self.addresses.ipv4.into() } else { self.addresses.ipv6.into() }
+        self.addresses.like(like)
     }
 
     /// Gives the host a virtual address on its loopback interface, as a DSR server has it. The host answers no ARP and

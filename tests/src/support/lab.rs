@@ -8,10 +8,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use thiserror::Error;
 
+use super::channel::Channel;
 use super::host::{End, Host};
 use super::netns::{Namespace, NetnsError, ip_on_host};
 use super::offload::{self, OffloadError};
-use super::plan::{GATEWAY, GatewayLink, LabConfig, MAX_HOSTS, MAX_MTU, MIN_MTU, Plan, Role, SWITCH};
+use super::plan::{
+    GATEWAY, GatewayLink, LabConfig, MAX_CHANNELS, MAX_HOSTS, MAX_MTU, MIN_MTU, Plan, RELAY, ROUTER, Role, SWITCH,
+    Topology,
+};
+use super::relay::RelayError;
 use super::run::{Run, RunError};
 use super::xdp::{XdpError, XdpLink, attach_xdp_pass};
 
@@ -21,6 +26,8 @@ pub enum LabError {
     HostCount { clients: u8, servers: u8 },
     #[error("an MTU of {0} bytes asked for; the lab takes {MIN_MTU} to {MAX_MTU}")]
     Mtu(u16),
+    #[error("{0} channels asked for; the lab takes up to {MAX_CHANNELS}, and none in a segment")]
+    ChannelCount(u8),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
@@ -29,12 +36,15 @@ pub enum LabError {
     Offload(#[from] OffloadError),
     #[error(transparent)]
     Xdp(#[from] XdpError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
 }
 
 #[derive(Debug)]
 pub struct Gateway {
     pub namespace: Namespace,
-    /// To each client, then to each server; in a segment, the one link.
+    /// To each client, then to each server; with channels, these and the return link instead; in a segment, the one
+    /// link.
     pub links: Vec<GatewayLink>,
 }
 
@@ -44,6 +54,7 @@ pub struct Lab {
     pub clients: Vec<Host>,
     pub gateway: Gateway,
     pub servers: Vec<Host>,
+    pub channels: Vec<Channel>,
     /// The switch's program for frames that the gateway sends from XDP.
     _switch_port: Option<XdpLink>,
     run: Run,
@@ -77,6 +88,11 @@ impl Lab {
             switch.ip(&plan.switch_lines())?;
         }
         namespaces[GATEWAY].ip(&plan.gateway_lines())?;
+        if let (Some(router), Some(relay)) = (namespaces.get(ROUTER), namespaces.get(RELAY)) {
+            router.ip(&plan.router_lines())?;
+            relay.ip(&plan.relay_lines())?;
+            (0..plan.channels.len()).try_for_each(|index| namespaces[GATEWAY].ip(&plan.channel_routes(index)))?;
+        }
         for host in &plan.hosts {
             namespaces[host.name.as_str()].ip(&host.lines())?;
         }
@@ -96,8 +112,11 @@ impl Lab {
                 Role::Server => servers.push(host),
             }
         }
+        let channels = (0..plan.channels.len())
+            .map(|index| Channel::up(&plan, index, &namespaces))
+            .collect::<Result<_, LabError>>()?;
         let gateway = Gateway { namespace: namespaces[GATEWAY].clone(), links: plan.gateway_links.clone() };
-        Ok(Self { clients, gateway, servers, _switch_port: switch_port, run })
+        Ok(Self { clients, gateway, servers, channels, _switch_port: switch_port, run })
     }
 
     pub fn run(&self) -> &Run {
@@ -115,9 +134,12 @@ impl Lab {
 }
 
 fn check(config: &LabConfig) -> Result<(), LabError> {
-    let LabConfig { clients, servers, client_mtu, server_mtu, .. } = *config;
+    let LabConfig { topology, clients, servers, client_mtu, server_mtu, channels } = *config;
     if ![clients, servers].iter().all(|count| (1..=MAX_HOSTS).contains(count)) {
         return Err(LabError::HostCount { clients, servers });
+    }
+    if channels > MAX_CHANNELS || (channels > 0 && topology == Topology::Segment) {
+        return Err(LabError::ChannelCount(channels));
     }
     match [client_mtu, server_mtu].into_iter().find(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
         Some(mtu) => Err(LabError::Mtu(mtu)),
@@ -128,7 +150,7 @@ fn check(config: &LabConfig) -> Result<(), LabError> {
 /// Parameters below `/proc/sys/net`, set before a host has interfaces, which inherit them.
 fn kernel_parameters(host: &str) -> &'static [(&'static str, &'static str)] {
     match host {
-        GATEWAY => &[
+        GATEWAY | ROUTER => &[
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
@@ -140,7 +162,7 @@ fn kernel_parameters(host: &str) -> &'static [(&'static str, &'static str)] {
             ("ipv6/conf/default/keep_addr_on_down", "1"),
             ("ipv6/conf/default/accept_dad", "0"),
         ],
-        SWITCH => &[("ipv6/conf/default/disable_ipv6", "1")],
+        SWITCH | RELAY => &[("ipv6/conf/default/disable_ipv6", "1")],
         _ => &[
             // A virtual address on the loopback interface must not be answered for (DSR), nor be used to ask.
             ("ipv4/conf/all/arp_ignore", "1"),

@@ -4,6 +4,9 @@
 
 pub mod lab;
 pub mod plan;
+pub mod channel;
+pub mod relay;
+pub mod impair;
 pub mod host;
 pub mod events;
 pub mod run;

@@ -5,11 +5,24 @@
 //! | routed, link to client n | 10.77.n.0/24 | fd77:n::/64 |
 //! | routed, link to server n | 10.77.(100+n).0/24 | fd77:(100+n)::/64 |
 //! | segment | 10.77.0.0/24 | fd77::/64 |
+//! | return link | 10.77.200.0/24 | fd77:200::/64 |
+//! | channel n | 10.77.(200+n).0/24 | fd77:(200+n)::/64 |
 //!
 //! The gateway is .1 and ::1 everywhere. A host is .2 and ::2 on its link; in a segment client n is .n+10 and server n
 //! .n+110. IPv6 groups are written with the decimal digits of the IPv4 numbers.
+//!
+//! With channels the servers are behind a router, which is .1 on their links and .2 on those to the gateway:
+//!
+//! ```text
+//! clients -- gateway -- channel1, relayed -- router -- servers
+//!                 |---- channel2, relayed ----|
+//!                 |---- return link ----------|
+//! ```
+//!
+//! What servers send to the gateway's address on a channel comes back over that channel; what they send to clients, as
+//! in DSR, comes over the return link, which nothing impairs. The gateway's kernel takes the first channel that is up.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The interface of every host.
 pub const HOST_DEVICE: &str = "eth0";
@@ -18,10 +31,19 @@ pub const SEGMENT_DEVICE: &str = "lan";
 
 pub const GATEWAY: &str = "gateway";
 pub const SWITCH: &str = "switch";
+/// Between the channels and the servers.
+pub const ROUTER: &str = "router";
+/// Where the relays of all impaired links run.
+pub const RELAY: &str = "relay";
 const BRIDGE: &str = "bridge";
+/// The interface of the return link, at both ends.
+const RETURN_DEVICE: &str = "return";
+const RETURN_SUBNET: u8 = 200;
 
 /// Most clients, and most servers, that the addresses have room for.
 pub const MAX_HOSTS: u8 = 99;
+/// Most channels.
+pub const MAX_CHANNELS: u8 = 9;
 /// Smallest MTU: the least that IPv6 allows (RFC 8200, section 5).
 pub const MIN_MTU: u16 = 1280;
 pub const MAX_MTU: u16 = 9000;
@@ -43,11 +65,14 @@ pub struct LabConfig {
     pub client_mtu: u16,
     /// MTU of the servers' links, in bytes. In a segment the gateway's link has the larger of both.
     pub server_mtu: u16,
+    /// Ways between the gateway and the servers, each with a relay that impairs it; none means direct links. Channels
+    /// need [`Topology::Routed`].
+    pub channels: u8,
 }
 
 impl Default for LabConfig {
     fn default() -> Self {
-        Self { topology: Topology::Routed, clients: 2, servers: 4, client_mtu: 1500, server_mtu: 1500 }
+        Self { topology: Topology::Routed, clients: 2, servers: 4, client_mtu: 1500, server_mtu: 1500, channels: 0 }
     }
 }
 
@@ -64,6 +89,11 @@ impl Addresses {
             ipv4: Ipv4Addr::new(10, 77, subnet, host),
             ipv6: Ipv6Addr::new(0xfd77, as_hex_digits(subnet), 0, 0, 0, 0, 0, as_hex_digits(host)),
         }
+    }
+
+    /// The address of the same family as `like`.
+    pub fn like(&self, like: IpAddr) -> IpAddr {
+        if like.is_ipv4() { self.ipv4.into() } else { self.ipv6.into() }
     }
 }
 
@@ -87,6 +117,15 @@ pub(super) struct PlannedHost {
     pub addresses: Addresses,
     pub gateway: Addresses,
     mtu: u16,
+}
+
+/// A way from the gateway to the servers.
+#[derive(Clone, Debug)]
+pub(super) struct PlannedChannel {
+    /// Also the name of the interface at the gateway and at the router.
+    pub name: String,
+    pub gateway: Addresses,
+    pub router: Addresses,
 }
 
 /// A veth pair: namespace and device of both ends.
@@ -120,7 +159,14 @@ pub(super) struct Plan {
     topology: Topology,
     pub hosts: Vec<PlannedHost>,
     pub gateway_links: Vec<GatewayLink>,
+    pub channels: Vec<PlannedChannel>,
+    /// First one of each host, in their order.
     pub wires: Vec<Wire>,
+}
+
+/// The devices of a relay: towards the gateway, and away from it.
+pub(super) fn relay_devices(link: &str) -> [String; 2] {
+    [format!("{link}-near"), format!("{link}-far")]
 }
 
 impl Plan {
@@ -135,26 +181,52 @@ impl Plan {
             PlannedHost { name: format!("{word}{n}"), role, addresses, gateway, mtu }
         });
         let hosts: Vec<PlannedHost> = hosts.collect();
-        let centre = if config.topology == Topology::Routed { GATEWAY } else { SWITCH };
-        let mut wires: Vec<Wire> =
-            hosts.iter().map(|host| Wire::new((&host.name, HOST_DEVICE), (centre, &host.name), host.mtu)).collect();
-        let gateway_links = match config.topology {
-            Topology::Routed => {
-                hosts.iter().map(|host| GatewayLink { device: host.name.clone(), addresses: host.gateway }).collect()
-            }
-            Topology::Segment => {
-                let mtu = config.client_mtu.max(config.server_mtu);
-                wires.push(Wire::new((GATEWAY, SEGMENT_DEVICE), (SWITCH, GATEWAY), mtu));
-                vec![GatewayLink { device: SEGMENT_DEVICE.to_owned(), addresses: Addresses::new(0, 1) }]
-            }
+        let channels: Vec<PlannedChannel> = (1..=config.channels)
+            .map(|n| PlannedChannel {
+                name: format!("channel{n}"),
+                gateway: Addresses::new(RETURN_SUBNET + n, 1),
+                router: Addresses::new(RETURN_SUBNET + n, 2),
+            })
+            .collect();
+        let centre = |host: &PlannedHost| match (config.topology, host.role) {
+            (Topology::Segment, _) => SWITCH,
+            (Topology::Routed, Role::Server) if !channels.is_empty() => ROUTER,
+            (Topology::Routed, _) => GATEWAY,
         };
-        Self { topology: config.topology, hosts, gateway_links, wires }
+        let mut wires: Vec<Wire> = hosts
+            .iter()
+            .map(|host| Wire::new((&host.name, HOST_DEVICE), (centre(host), &host.name), host.mtu))
+            .collect();
+        let mut gateway_links: Vec<GatewayLink> = hosts
+            .iter()
+            .filter(|host| centre(host) == GATEWAY)
+            .map(|host| GatewayLink { device: host.name.clone(), addresses: host.gateway })
+            .collect();
+        if config.topology == Topology::Segment {
+            let mtu = config.client_mtu.max(config.server_mtu);
+            wires.push(Wire::new((GATEWAY, SEGMENT_DEVICE), (SWITCH, GATEWAY), mtu));
+            gateway_links.push(GatewayLink { device: SEGMENT_DEVICE.to_owned(), addresses: Addresses::new(0, 1) });
+        }
+        for channel in &channels {
+            let [near, far] = relay_devices(&channel.name);
+            wires.push(Wire::new((GATEWAY, &channel.name), (RELAY, &near), config.server_mtu));
+            wires.push(Wire::new((RELAY, &far), (ROUTER, &channel.name), config.server_mtu));
+            gateway_links.push(GatewayLink { device: channel.name.clone(), addresses: channel.gateway });
+        }
+        if !channels.is_empty() {
+            wires.push(Wire::new((GATEWAY, RETURN_DEVICE), (ROUTER, RETURN_DEVICE), config.server_mtu));
+            let addresses = Addresses::new(RETURN_SUBNET, 1);
+            gateway_links.push(GatewayLink { device: RETURN_DEVICE.to_owned(), addresses });
+        }
+        Self { topology: config.topology, hosts, gateway_links, channels, wires }
     }
 
     /// Hosts that need a namespace.
     pub fn namespaces(&self) -> Vec<&str> {
         let switch = (self.topology == Topology::Segment).then_some(SWITCH);
-        self.hosts.iter().map(|host| host.name.as_str()).chain([GATEWAY]).chain(switch).collect()
+        let behind = if self.channels.is_empty() { [].as_slice() } else { &[ROUTER, RELAY] };
+        let hosts = self.hosts.iter().map(|host| host.name.as_str());
+        hosts.chain([GATEWAY]).chain(switch).chain(behind.iter().copied()).collect()
     }
 
     /// The devices of a host, by its name.
@@ -174,22 +246,60 @@ impl Plan {
         let links = self.gateway_links.iter().flat_map(|link| up_lines(&link.device, &link.addresses));
         ["link set lo up".to_owned()].into_iter().chain(links).collect()
     }
+
+    /// The `ip` commands that set up the router.
+    pub fn router_lines(&self) -> Vec<String> {
+        let mut lines = vec!["link set lo up".to_owned()];
+        for channel in &self.channels {
+            lines.extend(up_lines(&channel.name, &channel.router));
+        }
+        lines.extend(self.servers().flat_map(|server| up_lines(&server.name, &server.gateway)));
+        lines.extend(up_lines(RETURN_DEVICE, &Addresses::new(RETURN_SUBNET, 2)));
+        lines.extend(default_routes(RETURN_DEVICE, &Addresses::new(RETURN_SUBNET, 1)));
+        lines
+    }
+
+    /// The `ip` commands that set up the relays' devices.
+    pub fn relay_lines(&self) -> Vec<String> {
+        // The relay's own kernel takes no part.
+        self.devices(RELAY).into_iter().map(|device| format!("link set {device} arp off up")).collect()
+    }
+
+    /// The `ip` commands that set up the gateway's routes over one channel, the first or best of which its kernel takes.
+    /// The kernel forgets them when the interface goes down.
+    pub fn channel_routes(&self, index: usize) -> Vec<String> {
+        let PlannedChannel { name, router, .. } = &self.channels[index];
+        let metric = 100 + index;
+        self.servers()
+            .flat_map(|server| {
+                let Addresses { ipv4, ipv6 } = server.addresses;
+                [
+                    format!("route replace {ipv4}/32 via {} dev {name} metric {metric}", router.ipv4),
+                    format!("route replace {ipv6}/128 via {} dev {name} metric {metric}", router.ipv6),
+                ]
+            })
+            .collect()
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &PlannedHost> {
+        self.hosts.iter().filter(|host| host.role == Role::Server)
+    }
 }
 
 impl PlannedHost {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec!["link set lo up".to_owned()];
         lines.extend(up_lines(HOST_DEVICE, &self.addresses));
-        lines.extend(default_routes(&self.gateway));
+        lines.extend(default_routes(HOST_DEVICE, &self.gateway));
         lines
     }
 }
 
-/// A host's routes beyond its link. The kernel forgets them when the interface goes down.
-pub(super) fn default_routes(gateway: &Addresses) -> [String; 2] {
+/// Routes beyond a link. The kernel forgets them when the interface goes down.
+pub(super) fn default_routes(device: &str, gateway: &Addresses) -> [String; 2] {
     [
-        format!("route replace default via {} dev {HOST_DEVICE}", gateway.ipv4),
-        format!("route replace ::/0 via {} dev {HOST_DEVICE}", gateway.ipv6),
+        format!("route replace default via {} dev {device}", gateway.ipv4),
+        format!("route replace ::/0 via {} dev {device}", gateway.ipv6),
     ]
 }
 
@@ -215,15 +325,22 @@ mod tests {
 
     #[test]
     fn the_largest_lab_has_no_address_or_name_twice() {
-        for topology in [Topology::Routed, Topology::Segment] {
-            let config = LabConfig { topology, clients: MAX_HOSTS, servers: MAX_HOSTS, ..LabConfig::default() };
+        for (topology, channels) in [(Topology::Routed, 0), (Topology::Segment, 0), (Topology::Routed, MAX_CHANNELS)] {
+            let config =
+                LabConfig { topology, channels, clients: MAX_HOSTS, servers: MAX_HOSTS, ..LabConfig::default() };
             let plan = Plan::new(&config);
             let hosts = plan.hosts.iter().map(|host| host.addresses);
-            let all: Vec<Addresses> = hosts.chain(plan.gateway_links.iter().map(|link| link.addresses)).collect();
+            let routers = plan.channels.iter().map(|channel| channel.router);
+            let links = plan.gateway_links.iter().map(|link| link.addresses);
+            let all: Vec<Addresses> = hosts.chain(routers).chain(links).collect();
             assert_eq!(all.iter().map(|a| a.ipv4).collect::<BTreeSet<_>>().len(), all.len(), "{topology:?}");
             assert_eq!(all.iter().map(|a| a.ipv6).collect::<BTreeSet<_>>().len(), all.len(), "{topology:?}");
             let names = plan.namespaces();
             assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{topology:?}");
+            let ends: Vec<_> = plan.wires.iter().flat_map(|wire| &wire.ends).collect();
+            assert_eq!(ends.iter().collect::<BTreeSet<_>>().len(), ends.len(), "{topology:?}");
+            // IFNAMSIZ, with its final zero.
+            assert_eq!(ends.iter().find(|(_, device)| device.len() > 15), None);
         }
     }
 

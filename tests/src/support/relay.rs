@@ -1,0 +1,245 @@
+//! A relay: the two halves of a cut link, joined by a thread that impairs what passes.
+//!
+//! The thread takes frames from a packet socket on one half and sends them from one on the other, so that everything
+//! passes, ARP and neighbour discovery included; only VLAN tags, which the lab has not, would be stripped. The senders
+//! at both ends must finish their packets ([`super::offload`]), as a packet socket sees them as they are.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket};
+use nix::sys::time::TimeSpec;
+use thiserror::Error;
+
+use super::impair::{Impairment, Lane, LaneCounts};
+use super::netns::{Namespace, NetnsError};
+
+/// Larger than any frame.
+const BUFFER_BYTES: usize = 1 << 17;
+/// What the kernel may hold for the thread, and the thread may have under way at the other half.
+const SOCKET_BYTES: usize = 64 << 20;
+/// Frames taken from one half before due frames of the other have their turn.
+const BATCH: usize = 64;
+
+#[derive(Debug, Error)]
+pub enum RelayError {
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    #[error("cannot open a packet socket on {device} in {namespace}: {source}; root is needed")]
+    Socket { device: String, namespace: String, source: Errno },
+    #[error("cannot give a relay's thread real-time priority: {0}; root is needed")]
+    Priority(Errno),
+    #[error("cannot make the descriptor that stops the relay: {0}; are file descriptors used up?")]
+    Stop(Errno),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToServers = 0,
+    ToGateway = 1,
+}
+
+impl Direction {
+    pub const BOTH: [Self; 2] = [Self::ToServers, Self::ToGateway];
+}
+
+/// A running relay, which impairs nothing before it is told to. Dropping it cuts the link for good.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    lanes: Mutex<[Lane; 2]>,
+    stopping: AtomicBool,
+    stop: EventFd,
+}
+
+impl Shared {
+    fn lanes(&self) -> MutexGuard<'_, [Lane; 2]> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Relay {
+    /// Joins two devices of a namespace, of which the first leads to the gateway. What is lost, and how delays vary,
+    /// follows from the seed.
+    pub(super) fn start(namespace: &Namespace, devices: [&str; 2], seed: u64) -> Result<Self, RelayError> {
+        let sockets = namespace.run(|| {
+            let open = |device: &str| {
+                packet_socket(device).map_err(|source| RelayError::Socket {
+                    device: device.to_owned(),
+                    namespace: namespace.name().to_owned(),
+                    source,
+                })
+            };
+            Ok::<_, RelayError>([open(devices[0])?, open(devices[1])?])
+        })??;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(RelayError::Stop)?;
+        let now = Instant::now();
+        let lanes = [Lane::new(2 * seed, now), Lane::new(2 * seed + 1, now)];
+        let shared = Arc::new(Shared { lanes: Mutex::new(lanes), stopping: AtomicBool::new(false), stop });
+        let of_thread = Arc::clone(&shared);
+        let name = namespace.name().to_owned();
+        let (starting, started) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let result = take_priority();
+                let may_run = result.is_ok();
+                starting.send(result).expect("the starter waits for the answer");
+                if may_run {
+                    run(&sockets, &of_thread);
+                }
+            })
+            .map_err(|source| NetnsError::Thread { name, source })?;
+        let relay = Self { shared, thread: Some(thread) };
+        started.recv().expect("the thread answers before anything else").map_err(RelayError::Priority)?;
+        Ok(relay)
+    }
+
+    /// Changes both directions. When it returns no frame passes as before, except those that are already delayed.
+    ///
+    /// # Panics
+    /// If the rate is zero or the loss is not between 0 and 1.
+    pub fn set(&self, impairment: Impairment) {
+        Direction::BOTH.into_iter().for_each(|direction| self.set_direction(direction, impairment));
+    }
+
+    /// As [`Self::set`], for one direction.
+    pub fn set_direction(&self, direction: Direction, impairment: Impairment) {
+        assert!(impairment.rate.is_none_or(|rate| rate.bits_per_second > 0), "{impairment:?}: cut instead");
+        assert!((0.0..=1.0).contains(&impairment.loss), "{impairment:?}: loss is a share of 1");
+        self.shared.lanes()[direction as usize].set(impairment, Instant::now());
+    }
+
+    pub fn impairment(&self, direction: Direction) -> Impairment {
+        self.shared.lanes()[direction as usize].impairment()
+    }
+
+    pub fn counts(&self, direction: Direction) -> LaneCounts {
+        self.shared.lanes()[direction as usize].counts
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        if let Err(error) = self.shared.stop.write(1) {
+            eprintln!("lab: cannot wake a relay to end it: {error}");
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("lab: the thread of a relay panicked; its message is above");
+        }
+    }
+}
+
+/// A socket that gets all frames that arrive at a device, and none that leave from it.
+fn packet_socket(device: &str) -> Result<OwnedFd, Errno> {
+    // Without a protocol it gets nothing before it is bound, also not from other devices.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    setsockopt(&socket, RcvBufForce, &SOCKET_BYTES)?;
+    setsockopt(&socket, SndBufForce, &SOCKET_BYTES)?;
+    let on: libc::c_int = 1;
+    for option in [libc::PACKET_IGNORE_OUTGOING, libc::PACKET_QDISC_BYPASS] {
+        // SAFETY: the value is an int that outlives the call, and the length is its own.
+        let result = unsafe {
+            let size = size_of_val(&on) as libc::socklen_t;
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const on).cast(), size)
+        };
+        Errno::result(result)?;
+    }
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: if_nametoindex(device)? as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a `sockaddr_ll` that outlives the call, and the length is its own.
+    let result = unsafe {
+        let size = size_of_val(&address) as libc::socklen_t;
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size)
+    };
+    Errno::result(result)?;
+    Ok(socket)
+}
+
+/// Has the calling thread run before all ordinary ones: on a busy machine it would else be late by whole time slices.
+fn take_priority() -> Result<(), Errno> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call; process 0 is the calling thread.
+    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) })?;
+    Ok(())
+}
+
+fn run(sockets: &[OwnedFd; 2], shared: &Shared) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut readable = [true; 2];
+    while !shared.stopping.load(Ordering::Relaxed) {
+        let mut next_due: Option<Instant> = None;
+        {
+            let mut lanes = shared.lanes();
+            for (lane, (socket, readable)) in lanes.iter_mut().zip(sockets.iter().zip(readable)) {
+                if readable {
+                    take(socket, lane, &mut buffer);
+                }
+            }
+            for (lane, socket) in lanes.iter_mut().zip(sockets.iter().rev()) {
+                give(socket, lane);
+                next_due = next_due.into_iter().chain(lane.next_due()).min();
+            }
+        }
+        let timeout = next_due.map(|due| TimeSpec::from(due.saturating_duration_since(Instant::now())));
+        let mut polled = [sockets[0].as_fd(), sockets[1].as_fd(), shared.stop.as_fd()]
+            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+        match ppoll(&mut polled, timeout, None) {
+            Ok(_) => readable = [0, 1].map(|half| polled[half].any().unwrap_or(true)),
+            Err(Errno::EINTR) => readable = [true; 2],
+            Err(errno) => panic!("a relay cannot wait for frames: {errno}"),
+        }
+    }
+}
+
+/// Takes frames from a half.
+fn take(socket: &OwnedFd, lane: &mut Lane, buffer: &mut [u8]) {
+    for _ in 0..BATCH {
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
+            Ok(length) => lane.offer(&buffer[..length], Instant::now()),
+            // The device went down; its socket works on when it is up again.
+            Err(Errno::EAGAIN | Errno::ENETDOWN | Errno::EINTR) => return,
+            Err(errno) => {
+                eprintln!("lab: a relay cannot receive: {errno}");
+                return;
+            }
+        }
+    }
+}
+
+/// Sends from a half what is due.
+fn give(socket: &OwnedFd, lane: &mut Lane) {
+    while let Some(frame) = lane.take_due(Instant::now()) {
+        match send(socket.as_raw_fd(), &frame, MsgFlags::empty()) {
+            Ok(_) => {
+                lane.counts.passed += 1;
+                lane.counts.passed_bytes += frame.len() as u64;
+            }
+            Err(_) => lane.counts.refused += 1,
+        }
+    }
+}

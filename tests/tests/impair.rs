@@ -1,0 +1,188 @@
+//! Impaired links, changeable servers and open loads do what they say. Needs root.
+
+use std::io::IoSliceMut;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use loadbalancer_tests::support::channel::Channel;
+use loadbalancer_tests::support::client::{Query, fetch};
+use loadbalancer_tests::support::host::Host;
+use loadbalancer_tests::support::http::Seen;
+use loadbalancer_tests::support::impair::Impairment;
+use loadbalancer_tests::support::lab::Lab;
+use loadbalancer_tests::support::netns::Namespace;
+use loadbalancer_tests::support::plan::LabConfig;
+use loadbalancer_tests::support::relay::Direction;
+use loadbalancer_tests::support::server::{Ports, Server};
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimestampns};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt};
+use nix::sys::time::TimeSpec;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn lab(servers: u8, channels: u8) -> Lab {
+    let config = LabConfig { clients: 1, servers, channels, ..LabConfig::default() };
+    Lab::up(&config).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn servers(lab: &Lab) -> Vec<Server> {
+    let start = |host: &Host| Server::start(host.namespace(), &host.name, Ports::default());
+    lab.servers.iter().map(|host| start(host).unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+fn both_families(host: &Host) -> [IpAddr; 2] {
+    [host.addresses.ipv4.into(), host.addresses.ipv6.into()]
+}
+
+fn seen(from: &Namespace, address: IpAddr) -> Seen {
+    let answer =
+        fetch(from, SocketAddr::new(address, 80), &Query::get("/"), SOON).unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_slice(&answer.body).expect("servers answer in JSON")
+}
+
+/// Has the gateway's kernel reach an address over one channel.
+fn route_over(lab: &Lab, channel: &Channel, address: IpAddr) {
+    let prefix = if address.is_ipv4() { 32 } else { 128 };
+    let route = format!(
+        "route replace {address}/{prefix} via {} dev {} metric 1",
+        channel.next_hop.like(address),
+        channel.near.device
+    );
+    let other = lab.channels.iter().filter(|other| other.name != channel.name);
+    // IPv6 would take both.
+    let others = other.map(|other| format!("route del {address}/{prefix} dev {} metric 1", other.near.device));
+    for line in others {
+        // Most are not there.
+        lab.gateway.namespace.ip(&[line]).unwrap_or_default();
+    }
+    lab.gateway.namespace.ip(&[route]).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Datagrams that the gateway sends to the first server over the first channel, evenly in time.
+struct Datagrams {
+    count: u32,
+    per_second: u32,
+    bytes: usize,
+}
+
+impl Datagrams {
+    /// The delay of each datagram from its sender to the kernel of its receiver, or none if it was lost.
+    fn delays(&self, lab: &Lab) -> Vec<Option<Duration>> {
+        let target = SocketAddr::new(lab.servers[0].addresses.ipv4.into(), 4000);
+        let sink = lab.servers[0].namespace().run(|| UdpSocket::bind(target)).expect("entered").expect("bound");
+        setsockopt(&sink, RcvBufForce, &(64 << 20)).expect("root may");
+        setsockopt(&sink, ReceiveTimestampns, &true).expect("supported");
+        sink.set_read_timeout(Some(Duration::from_secs(1))).expect("set");
+        let mut delays = vec![None; self.count as usize];
+        thread::scope(|scope| {
+            scope.spawn(|| lab.gateway.namespace.run(|| self.send(target)).expect("sent"));
+            // The last may be lost: a second without any ends it.
+            while let Some((number, delay)) = receive(&sink) {
+                delays[number as usize] = Some(delay);
+                if number + 1 == self.count {
+                    break;
+                }
+            }
+        });
+        delays
+    }
+
+    fn send(&self, target: SocketAddr) {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+        let begun = Instant::now();
+        let mut datagram = vec![0; self.bytes];
+        for number in 0..self.count {
+            let due = begun + Duration::from_secs(1) * number / self.per_second;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            datagram[..4].copy_from_slice(&number.to_le_bytes());
+            datagram[4..20].copy_from_slice(&since_epoch().as_nanos().to_le_bytes());
+            socket.send_to(&datagram, target).expect("sent");
+        }
+    }
+}
+
+/// The number of the next datagram and how long it was under way; none if there is none for a second.
+fn receive(sink: &UdpSocket) -> Option<(u32, Duration)> {
+    let mut buffer = [0; 65536];
+    let mut control = nix::cmsg_space!(TimeSpec);
+    let mut slices = [IoSliceMut::new(&mut buffer)];
+    let message = recvmsg::<()>(sink.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty()).ok()?;
+    let arrived = message.cmsgs().expect("it fits").find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(arrived) => Some(Duration::from(arrived)),
+        _ => None,
+    });
+    let number = u32::from_le_bytes(buffer[..4].try_into().expect("4 bytes"));
+    let sent = u128::from_le_bytes(buffer[4..20].try_into().expect("16 bytes"));
+    Some((number, arrived.expect("the kernel gives it") - Duration::from_nanos(sent as u64)))
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970")
+}
+
+/// The value below which a share of the values is.
+fn quantile(mut values: Vec<Duration>, share: f64) -> Duration {
+    values.sort();
+    values[((values.len() - 1) as f64 * share) as usize]
+}
+
+#[test]
+fn every_server_is_reached_over_every_channel_and_answers_over_the_same() {
+    let lab = lab(2, 3);
+    let _servers = servers(&lab);
+    for channel in &lab.channels {
+        for server in &lab.servers {
+            for address in both_families(server) {
+                route_over(&lab, channel, address);
+                let passed = || Direction::BOTH.map(|direction| channel.relay.counts(direction).passed);
+                let before = passed();
+                let seen = seen(&lab.gateway.namespace, address);
+                assert_eq!(seen.server, server.name);
+                assert_eq!(seen.client.ip(), channel.source.like(address), "{}", channel.name);
+                // An exchange takes at least four packets each way.
+                assert!(passed().iter().zip(before).all(|(after, before)| *after >= before + 4), "{:?}", passed());
+            }
+        }
+    }
+}
+
+#[test]
+fn delay_is_added_within_a_millisecond_at_20000_frames_a_second() {
+    let lab = lab(1, 1);
+    let relay = &lab.channels[0].relay;
+    let datagrams = Datagrams { count: 60_000, per_second: 20_000, bytes: 200 };
+    for delay_ms in [0, 1, 5, 50] {
+        let delay = Duration::from_millis(delay_ms);
+        relay.set_direction(Direction::ToServers, Impairment::delay(delay));
+        let delays: Vec<Duration> = datagrams.delays(&lab).into_iter().flatten().collect();
+        let [least, median, p99, most] = [0.0, 0.5, 0.99, 1.0].map(|share| quantile(delays.clone(), share));
+        println!("{delay:?}: {} of {}: {least:?} {median:?} {p99:?} {most:?}", delays.len(), datagrams.count);
+        println!("{:?}", relay.counts(Direction::ToServers));
+        assert_eq!(delays.len() as u32, datagrams.count);
+        assert!(least >= delay, "{least:?}");
+        assert!(p99 < delay + Duration::from_millis(1), "{p99:?}");
+    }
+}
+
+#[test]
+fn loss_takes_its_share_and_a_cut_all() {
+    let lab = lab(1, 1);
+    let relay = &lab.channels[0].relay;
+    let datagrams = Datagrams { count: 20_000, per_second: 20_000, bytes: 200 };
+    // Lost neighbour discovery would stop everything for a second: it happens before.
+    assert_eq!(Datagrams { count: 1, ..datagrams }.delays(&lab).into_iter().flatten().count(), 1);
+    for loss in [0.05, 0.5] {
+        relay.set(Impairment::loss(loss));
+        let arrived = datagrams.delays(&lab).into_iter().flatten().count() as f64 / f64::from(datagrams.count);
+        // Five standard deviations of a binomial share.
+        let tolerance = 5.0 * (loss * (1.0 - loss) / f64::from(datagrams.count)).sqrt();
+        assert!((arrived - (1.0 - loss)).abs() < tolerance, "{arrived} arrived at a loss of {loss}");
+    }
+    relay.set(Impairment::CUT);
+    assert_eq!(datagrams.delays(&lab).into_iter().flatten().count(), 0);
+    relay.set(Impairment::NONE);
+    let arrived = datagrams.delays(&lab).into_iter().flatten().count();
+    assert_eq!(arrived as u32, datagrams.count);
+}
