@@ -46,7 +46,7 @@ impl View {
 
     fn resolve(&self, target: IpAddr) -> Resolution {
         let network = self.network.clone();
-        self.runtime.block_on(async move { network.resolve(target).await })
+        self.runtime.block_on(async move { network.resolve(&target.into()).await })
     }
 
     /// Resolves now and after each change that is told of, and only then, until the result is as wanted.
@@ -65,7 +65,7 @@ impl View {
             let deadline = Instant::now() + within;
             loop {
                 changes.mark_unchanged();
-                let result = network.resolve(target).await;
+                let result = network.resolve(&target.into()).await;
                 if wanted(&result) {
                     return result;
                 }
@@ -81,7 +81,7 @@ impl View {
 
     fn refresh(&self, target: IpAddr) {
         let network = self.network.clone();
-        self.runtime.block_on(async move { network.refresh(target).await }).expect("refreshed");
+        self.runtime.block_on(async move { network.refresh(&target.into()).await }).expect("refreshed");
     }
 
     fn assign(&self, interface: &'static str, vip: IpAddr) -> bool {
@@ -409,7 +409,7 @@ fn a_burst_of_notifications_that_overruns_the_socket_raises_the_counter() {
         ip(&namespace, &lines);
         let deadline = Instant::now() + PROMPT;
         timeout_at(deadline, changes.changed()).await.expect("the overrun is told of").expect("changes are told");
-        network.resolve(target).await
+        network.resolve(&target.into()).await
     });
     assert_eq!(hop.expect("requests are still answered").router, Some(lab.servers[0].addresses.ipv4.into()));
 }
@@ -423,7 +423,7 @@ fn neighbours_are_followed_also_if_nobody_listens_for_changes() {
     let target = address("10.77.101.50");
     let resolve = || {
         let network = network.clone();
-        runtime.block_on(async move { network.resolve(target).await })
+        runtime.block_on(async move { network.resolve(&target.into()).await })
     };
     for mac in [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]] {
         let text = mac.map(|byte: u8| format!("{byte:02x}")).join(":");

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Changed, Failure};
-use crate::control::quality;
 use crate::control::snapshot::{API_VERSION, Change, Snapshot};
+use crate::control::{channels, quality};
 
 const TIME_OUT: Duration = Duration::from_secs(10);
 
@@ -48,6 +48,11 @@ pub async fn snapshot(socket: &Path) -> Result<Snapshot, ClientError> {
 /// Why the weights are what they are.
 pub async fn quality(socket: &Path) -> Result<quality::Report, ClientError> {
     call(socket, Method::GET, "quality", &()).await
+}
+
+/// The channels of all servers.
+pub async fn channels(socket: &Path) -> Result<channels::Report, ClientError> {
+    call(socket, Method::GET, "channels", &()).await
 }
 
 /// Changes a server, and gives its full name.

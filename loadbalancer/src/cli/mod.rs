@@ -1,5 +1,6 @@
 //! The commands, and what they exit with: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod channels;
 mod decap;
 mod doctor;
 mod flows;
@@ -19,6 +20,7 @@ use loadbalancer::config::{Config, ConfigErrors};
 use loadbalancer::control;
 use loadbalancer::control::snapshot::{Change, Snapshot};
 use loadbalancer::dataplane::kernel::{lock_pins, remove_pin_root, remove_pins};
+use loadbalancer::network::Network;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -61,6 +63,16 @@ enum Command {
         #[command(flatten)]
         socket: SocketArgs,
         /// As JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
+    /// Show the ways to each server: round-trip time, loss, score, and how many flows take them
+    Channels {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// As JSON, with the history of the last minute
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -205,6 +217,10 @@ fn execute(command: Command) -> Result<()> {
             let fetch = async || Ok(client::quality(&socket.socket).await?);
             watch(&args, json, fetch, |report, _| quality::quality(report))
         }
+        Command::Channels { socket, json, watch: args } => {
+            let fetch = async || Ok(client::channels(&socket.socket).await?);
+            watch(&args, json, fetch, |report, _| channels::channels(report))
+        }
         Command::Services(args) => print(&args, show::services),
         Command::Backends(args) => print(&args, show::backends),
         Command::Backend(command) => change(command),
@@ -339,6 +355,8 @@ fn detach(pins: &Path) -> Result<()> {
         remove_pins(pins)?
     } {
         remove_pin_root(pins)?;
+        // A controller that was killed may have left them.
+        block_on(async { Ok(Network::open().await?.0.remove_policy_routes().await?) })?;
         println!("forwarding has ended; nothing is left in {}", pins.display());
         Ok(())
     } else {

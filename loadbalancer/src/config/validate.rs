@@ -188,6 +188,19 @@ fn channels(config: &Config, places: &Places, (service, place): (&Service, &Serv
                 errors.add(span.clone(), message, "add `port` to [channel.probe], or use type = \"icmp\"");
             }
         }
+        let of_family = |addresses: &[IpAddr]| addresses.iter().any(|addr| addr.is_ipv6() == server.addr.is_ipv6());
+        let first = server.channels.first().and_then(|position| config.channels.get(usize::from(*position)));
+        if service.mode == Mode::Nat
+            && let Some(first) = first
+            && !of_family(&first.source)
+            && !of_family(&service.nat_source)
+            && told.insert((span.start, "source".to_owned()))
+        {
+            let message = format!("nat over channels has no source address for server {}", server.name);
+            let help = "add `nat_source` to the service, an address of the gateway to which servers answer whatever channel \
+                        is used, or `source` to its first channel";
+            errors.add(span.clone(), message, help);
+        }
     }
 }
 

@@ -3,10 +3,40 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::health::ProbeError;
-use crate::quality::channel::explain::ChannelsReport;
+use crate::quality::channel::explain::{ChannelReport, ChannelsReport};
 use crate::quality::channel::{Channels, Event, Settings, Slots};
 use crate::quality::signal::{ChannelKey, Failure};
+
+/// All channels of all servers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// When it was made, in milliseconds since 1970.
+    pub taken_ms: u64,
+    /// Seconds on the clock in which other times are told.
+    pub uptime_s: f64,
+    pub servers: Vec<ServerReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerReport {
+    pub service: String,
+    pub server: String,
+    /// Some channel is not dead.
+    pub reachable: bool,
+    /// Name of the channel of each path slot.
+    pub slots: Vec<Option<String>>,
+    pub channels: Vec<NamedChannel>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedChannel {
+    pub name: String,
+    #[serde(flatten)]
+    pub report: ChannelReport,
+}
 
 /// What is to be known of a channel of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +162,17 @@ impl ChannelLoops {
     /// Whether some channel of the server lives, or it needs none.
     pub fn is_reachable(&self, server: u32) -> bool {
         self.servers.get(&server).is_none_or(|it| it.channels.is_reachable())
+    }
+
+    /// Whether what is lost on a server's main channel may be the channel's fault.
+    pub fn is_suspect(&self, server: u32) -> bool {
+        let main = |it: &Loop| most(it.channels.slots()).map(|position| ChannelKey(u16::from(position)));
+        self.servers.get(&server).is_some_and(|it| main(it).is_some_and(|key| it.channels.is_suspect(key)))
+    }
+
+    /// Now, on the clock of the reports.
+    pub fn clock(&self, now: Instant) -> Duration {
+        self.epoch.map_or(Duration::ZERO, |epoch| now.saturating_duration_since(epoch))
     }
 
     pub fn explain(&self, server: u32, now: Instant) -> Option<ChannelsReport> {

@@ -25,6 +25,7 @@ use crate::dataplane::stats;
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
+use crate::quality::channel::explain::ChannelReport;
 use crate::quality::channel::{Event as ChannelEvent, Settings as ChannelSettings};
 use crate::quality::explain::GroupReport;
 use crate::quality::group::{Entry, Event, Nominal};
@@ -46,6 +47,7 @@ const TOLD_WAYS: usize = 20;
 pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Quality(oneshot::Sender<quality::Report>),
+    Channels(oneshot::Sender<channels::Report>),
     /// Server, as `service/server` or by its name alone.
     Change(String, Change, oneshot::Sender<Result<String, String>>),
     Reload(oneshot::Sender<Result<(), String>>),
@@ -269,6 +271,8 @@ impl Controller {
         for (server, event) in events {
             self.tell_channel_event(*server, event);
         }
+        // Checks take the best channel.
+        self.follow_probes();
         true
     }
 
@@ -345,10 +349,6 @@ impl Controller {
     pub fn on_quality_tick(&mut self) {
         let events = self.channels.step(Instant::now());
         let moved = self.take_channel_events(&events);
-        if moved {
-            // Checks follow the best channel.
-            self.follow_probes();
-        }
         if self.step_quality() || moved {
             self.write();
         }
@@ -544,6 +544,10 @@ impl Controller {
             return false;
         };
         match report.key.part {
+            // Lost on a channel on which probes are lost as well: that says nothing of the server.
+            Part::Check | Part::Monitor(_) if report.result.is_err() && self.channels.is_suspect(report.key.server) => {
+                false
+            }
             Part::Check => {
                 self.measure(&report);
                 self.on_check(id, report)
@@ -857,6 +861,30 @@ impl Controller {
         })
     }
 
+    fn channels_report(&self) -> channels::Report {
+        let now = Instant::now();
+        let name = |key: ChannelKey| {
+            self.config.channels.get(usize::from(key.0)).map_or_else(String::new, |channel| channel.name.clone())
+        };
+        let mut servers = Vec::new();
+        for service in &self.config.services {
+            for server in &service.servers {
+                let state = self.servers.get(&desire::server_id(service, server));
+                let report = state.and_then(|state| self.channels.explain(state.check_key, now));
+                let Some(report) = report else { continue };
+                let named = |report: ChannelReport| channels::NamedChannel { name: name(report.channel), report };
+                servers.push(channels::ServerReport {
+                    service: service.name.clone(),
+                    server: server.name.clone(),
+                    reachable: report.reachable,
+                    slots: report.slots.iter().map(|slot| slot.map(name)).collect(),
+                    channels: report.channels.into_iter().map(named).collect(),
+                });
+            }
+        }
+        channels::Report { taken_ms: now_ms(), uptime_s: self.channels.clock(now).as_secs_f64(), servers }
+    }
+
     fn quality_report(&self) -> quality::Report {
         let now = Instant::now();
         let reports: HashMap<quality::GroupKey, GroupReport> = self.quality.explain(now).collect();
@@ -1023,6 +1051,7 @@ impl Controller {
                 Err(error) => tracing::error!(%error, "cannot read the counters"),
             },
             Request::Quality(reply) => drop(reply.send(self.quality_report())),
+            Request::Channels(reply) => drop(reply.send(self.channels_report())),
             Request::Change(server, change, reply) => drop(reply.send(self.change(&server, &change))),
             Request::Reload(reply) => drop(reply.send(self.reload())),
         }

@@ -317,6 +317,12 @@ impl Channels {
         &self.slots
     }
 
+    /// Whether probes are missed on a channel, but not on all.
+    pub fn is_suspect(&self, key: ChannelKey) -> bool {
+        let missing = |channel: &Channel| channel.missed > 0 || channel.dead.is_some();
+        self.channels.get(&key).is_some_and(missing) && !self.channels.values().all(missing)
+    }
+
     /// Whether some channel is not dead.
     pub fn is_reachable(&self) -> bool {
         self.reachable

@@ -451,7 +451,8 @@ pub fn path(server: &Server) -> Path {
         header_len: header.len() as u8,
         l2_len: l2_len as u8,
         encap: server.encap,
-        pad: [0; 3],
+        channel: 0,
+        pad: [0; 2],
         outer_sum,
         header: room,
     }

@@ -1,5 +1,6 @@
 //! Gateways in the lab: real sockets through XDP, one scenario per test. Needs root.
 
+mod channels;
 mod cli;
 mod consistency;
 mod control;

@@ -11,7 +11,7 @@ use loadbalancer_tests::support::host::Host;
 use loadbalancer_tests::support::http::Seen;
 use loadbalancer_tests::support::lab::{Lab, vip4, vip6};
 use loadbalancer_tests::support::load::{Load, LoadReport, RunningLoad};
-use loadbalancer_tests::support::plan::{LabConfig, Topology};
+use loadbalancer_tests::support::plan::{Addresses, LabConfig, Topology};
 use loadbalancer_tests::support::server::{Ports, Server};
 
 pub const SOON: Duration = Duration::from_secs(10);
@@ -39,6 +39,8 @@ pub struct Setup {
     /// Added to each server's address, as `:8080`.
     pub server_port: Option<u16>,
     pub lab: LabConfig,
+    /// Keys of each channel, if the lab has channels.
+    pub channel_keys: String,
     pub http_only: bool,
 }
 
@@ -54,6 +56,7 @@ impl Setup {
             ports: Ports::default(),
             server_port: None,
             lab: LabConfig { topology, ..LabConfig::default() },
+            channel_keys: String::new(),
             http_only: false,
         }
     }
@@ -72,7 +75,19 @@ impl Setup {
 
     /// The configuration of the service for the servers of a lab.
     pub fn services(&self, lab: &Lab) -> String {
-        self.services_of(&lab.servers.iter().collect::<Vec<_>>())
+        let services = self.services_of(&lab.servers.iter().collect::<Vec<_>>());
+        let mut text = String::new();
+        for channel in &lab.channels {
+            let both = |addresses: &Addresses| format!("[\"{}\", \"{}\"]", addresses.ipv4, addresses.ipv6);
+            let (next_hop, source) = (both(&channel.next_hop), both(&channel.source));
+            writeln!(
+                text,
+                "[[channel]]\nname = {0:?}\ninterface = {0:?}\nnext_hop = {next_hop}\nsource = {source}\n{1}",
+                channel.name, self.channel_keys
+            )
+            .expect("written");
+        }
+        text + &services
     }
 
     pub fn services_of(&self, hosts: &[&Host]) -> String {
@@ -96,6 +111,10 @@ impl Setup {
             self.keys
         )
         .expect("written");
+        if self.lab.channels > 0 {
+            let names: Vec<String> = (1..=self.lab.channels).map(|n| format!("\"channel{n}\"")).collect();
+            writeln!(text, "channels = [{}]", names.join(", ")).expect("written");
+        }
         for host in hosts {
             let number: usize = host.name.trim_start_matches("server").parse().expect("servers are numbered");
             for addr in self.addresses(host) {
