@@ -19,19 +19,19 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::explain::{Phase, ServerReport, ServiceReport, StandbyReport, Waits};
 use self::need::{Breach, Levels};
 use super::group::Level;
 
 /// A service: a number that the caller chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceKey(pub u32);
 
 /// A server of the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StandbyKey(pub u32);
 
@@ -106,7 +106,7 @@ impl Default for ServiceSettings {
 }
 
 /// Why a service has a server.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
     Need(Breach),
@@ -117,7 +117,7 @@ pub enum Why {
 }
 
 /// Why a server is taken from a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Release {
     /// The service does not need it any more.
@@ -131,7 +131,7 @@ pub enum Release {
 }
 
 /// What went wrong with a server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", content = "message", rename_all = "kebab-case")]
 pub enum Problem {
     StartHook(String),
@@ -143,7 +143,7 @@ pub enum Problem {
 }
 
 /// A command of the operator that starts or stops a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hook {
     Start,

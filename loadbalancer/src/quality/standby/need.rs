@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::quality::group::Level;
 
@@ -18,7 +18,7 @@ pub struct Levels {
 }
 
 /// In what a service is worse than it should be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Breach {
     pub of: Quantity,
     /// In seconds, as a share, or in flows per weight.
@@ -26,7 +26,7 @@ pub struct Breach {
     pub level: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Quantity {
     P90,

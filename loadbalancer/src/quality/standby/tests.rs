@@ -374,15 +374,17 @@ fn a_new_controller_goes_on_with_the_leases_of_the_old_one() {
 }
 
 #[test]
-fn the_report_is_plain_data() {
+fn the_report_says_why_and_can_be_read_back() {
     let mut lab = Lab::new(&[ONE], &[(WEB, settings())]);
     lab.active(WEB, 150).run(60);
-    let text = serde_json::to_string(&lab.standby.explain(lab.now)).expect("it is plain data");
+    let report = lab.standby.explain(lab.now);
+    let text = serde_json::to_string(&report).expect("it is plain data");
     for part in
         [r#""state":"serving""#, r#""why":{"need":{"of":"load","value":150.0,"level":100.0}}"#, r#""leases":[11]"#]
     {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+    assert_eq!(serde_json::from_str::<StandbyReport>(&text).expect("it was written so"), report);
 }
 
 #[derive(Clone, Copy, Debug)]
