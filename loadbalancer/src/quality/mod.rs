@@ -29,6 +29,7 @@ pub mod group;
 pub mod explain;
 pub mod seconds;
 pub mod channel;
+pub mod standby;
 
 /// All constants of the loop of a service.
 #[derive(Clone, Debug, Default, PartialEq)]

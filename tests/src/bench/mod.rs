@@ -4,4 +4,5 @@ pub mod packet;
 pub mod plot;
 pub mod report;
 pub mod ring;
+pub mod simulate;
 pub mod system;

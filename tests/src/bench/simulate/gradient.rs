@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use super::Tally;
-use crate::quality::measure::lower_median;
-use crate::quality::signal::{Counts, Kind, ServerKey};
-use crate::quality::window::Window;
+use loadbalancer::quality::measure::lower_median;
+use loadbalancer::quality::signal::{Counts, Kind, ServerKey};
+use loadbalancer::quality::window::Window;
+
+use super::world::Tally;
 
 const TICK_S: f64 = 0.25;
 const TAU_S: f64 = 10.0;
@@ -43,7 +44,8 @@ impl Gradient {
         }
         let Some(p90) = window.quantile(0.9).map(|p90| p90.as_secs_f64()) else { return };
         let keep = (-TICK_S / TAU_S).exp();
-        let peak = self.peaks[server].map_or(p90, |peak| if p90 > peak { p90 } else { peak * keep + p90 * (1.0 - keep) });
+        let peak =
+            self.peaks[server].map_or(p90, |peak| if p90 > peak { p90 } else { peak * keep + p90 * (1.0 - keep) });
         self.peaks[server] = Some(peak);
         self.failures[server] = self.failures[server] * keep + window.failure() * (1.0 - keep);
     }

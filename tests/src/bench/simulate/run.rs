@@ -14,17 +14,11 @@ pub struct Run {
     pub rings: Vec<Duration>,
     /// When servers were ejected, with their places in the scenario.
     pub ejections: Vec<(Duration, usize)>,
-    pub requests: u64,
-    /// Requests that were answered with an error.
-    pub errors: u64,
 }
 
-/// One second of a run.
+/// One second of a run, with its servers in the order of the scenario.
 #[derive(Clone, Debug)]
 pub struct Moment {
-    /// Its end.
-    pub at: Duration,
-    /// In the order of the scenario.
     pub servers: Vec<ServerMoment>,
 }
 
@@ -34,9 +28,6 @@ pub struct ServerMoment {
     pub weight: f64,
     /// Share of the requests.
     pub load: f64,
-    pub active: u32,
-    /// Mean of the requests that ended, in seconds.
-    pub latency: f64,
 }
 
 impl Run {
@@ -67,19 +58,18 @@ impl Run {
         weights().map(|weight| (weight / mean - 1.0).abs()).fold(0.0, f64::max)
     }
 
-    /// Seconds after a moment from which on the 99th percentile of each second stays below a bound, except in one second
-    /// of ten; None if that is never so.
-    pub fn recovered_after(&self, moment: usize, until: usize, bound_s: f64) -> Option<usize> {
-        let good: Vec<bool> = (moment..until).map(|at| self.quantile(at..at + 1, 0.99) <= bound_s).collect();
-        (0..good.len()).find(|from| {
-            let rest = &good[*from..];
-            rest[0] && rest.iter().filter(|good| !**good).count() * 10 <= rest.len()
-        })
-    }
-
     /// Rings published in a span of seconds, per minute.
     pub fn rings_per_minute(&self, seconds: Range<usize>) -> f64 {
         let inside = |at: &&Duration| (seconds.start as f64..seconds.end as f64).contains(&at.as_secs_f64());
         self.rings.iter().filter(inside).count() as f64 * 60.0 / seconds.len() as f64
+    }
+
+    /// Most rings that were published within any second.
+    pub fn most_rings_in_a_second(&self) -> u32 {
+        let within = |from: &Duration| {
+            let span = *from..*from + Duration::from_secs(1);
+            self.rings.iter().filter(|at| span.contains(at)).count() as u32
+        };
+        self.rings.iter().map(within).max().unwrap_or(0)
     }
 }

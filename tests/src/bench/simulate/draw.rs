@@ -1,0 +1,65 @@
+//! Plots of runs over time.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{Policy, Run, Scenario, run, scenario};
+use crate::bench::plot::{self, Line, Panel};
+
+/// Draws the scenarios that show most into a directory.
+pub fn all(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let all = scenario::policies();
+    let most = &all[..4];
+    let late = scenario::told_late(scenario::slow(0.7), std::time::Duration::from_secs(2));
+    for (name, title, scenario) in [
+        ("slow", "One of four servers is 10 x slower from 30 s to 90 s, load 70 %", scenario::slow(0.7)),
+        ("late", "The same, measurements come in 2 s late", late),
+        ("different", "Servers of speed 1, 2 and 4, equal weights configured, load 70 %", scenario::different(0.7)),
+        ("flapping", "One of four servers is 10 x slower for 5 s of every 10 s, load 60 %", scenario::flapping(0.6)),
+        ("lossy", "One of four servers loses 5 % from 30 s to 90 s, load 70 %", scenario::lossy(0.7)),
+    ] {
+        let path = directory.join(format!("simulate-{name}.svg"));
+        let runs: Vec<(&Policy, Run)> = most.iter().map(|policy| (policy, run(&scenario, policy))).collect();
+        let measured = &runs[1].1;
+        let panels = [
+            Panel { y_title: "weight, %", lines: servers(measured, |moment| moment.weight), logarithmic: false },
+            Panel { y_title: "requests, %", lines: servers(measured, |moment| moment.load), logarithmic: false },
+            Panel {
+                y_title: "p99, ms",
+                lines: runs.iter().map(|(policy, run)| p99(policy, run)).collect(),
+                logarithmic: true,
+            },
+        ];
+        plot::panels(&path, title, "seconds", &panels)?;
+    }
+    let steady = Scenario { duration: std::time::Duration::from_secs(210), ..scenario::steady(0.7) };
+    let of = |policy: &Policy| servers(&run(&steady, policy), |moment| moment.weight);
+    let panels = [
+        Panel { y_title: "weight, %: measured", lines: of(&all[1]), logarithmic: false },
+        Panel { y_title: "weight, %: gradient", lines: of(&all[2]), logarithmic: false },
+    ];
+    plot::panels(&directory.join("simulate-steady.svg"), "Four equal servers, load 70 %", "seconds", &panels)
+}
+
+/// A line for each server, in percent of all, in means of two seconds.
+fn servers(run: &Run, value: impl Fn(&super::run::ServerMoment) -> f64) -> Vec<Line> {
+    let count = run.series.first().map_or(0, |moment| moment.servers.len());
+    let line = |server: usize| {
+        let point = |(index, moments): (usize, &[super::run::Moment])| {
+            let sum: f64 = moments.iter().map(|moment| value(&moment.servers[server])).sum();
+            ((index * 2) as f64, 100.0 * sum / moments.len() as f64)
+        };
+        Line { name: format!("server {}", server + 1), points: run.series.chunks(2).enumerate().map(point).collect() }
+    };
+    (0..count).map(line).collect()
+}
+
+/// 99th percentile of every two seconds.
+fn p99(policy: &Policy, run: &Run) -> Line {
+    let seconds = (0..run.latencies.len()).step_by(2);
+    let points = seconds.map(|at| (at as f64, run.quantile(at..at + 2, 0.99) * 1e3)).collect();
+    Line { name: policy.name().to_owned(), points }
+}

@@ -1,0 +1,446 @@
+//! The engine: what happens, in the order of time.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use loadbalancer::control::hot::{self, Load};
+use loadbalancer::quality::group::{Entry, Event as GroupEvent, Group, Nominal};
+use loadbalancer::quality::signal::{Counts, Failure, Histogram, Kind, Sample, ServerKey};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use super::gradient::Gradient;
+use super::run::{Moment, Run, ServerMoment};
+use super::server::{Change, Server};
+use super::{Passive, Policy, Scenario};
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Arrival,
+    /// The request comes to its server, for the second time if the first was lost.
+    Enter {
+        request: usize,
+    },
+    Departure {
+        server: usize,
+        version: u64,
+    },
+    Ended {
+        request: usize,
+    },
+    Probe {
+        server: usize,
+    },
+    ProbeTimeout {
+        request: usize,
+    },
+    Tick,
+    Second,
+    Change {
+        server: usize,
+        change: Change,
+    },
+}
+
+struct Timed {
+    at: f64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Timed {}
+
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timed {
+    /// The earliest is the greatest, as the heap wants it.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.total_cmp(&self.at).then(other.order.cmp(&self.order))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Request {
+    came: f64,
+    server: usize,
+    probe: bool,
+    failed: bool,
+    done: bool,
+}
+
+/// What was counted of a server since the last tick.
+#[derive(Clone, Default)]
+pub struct Tally {
+    pub latencies: Histogram,
+    pub losses: u64,
+    pub probes: Vec<Result<Duration, Failure>>,
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    policy: &'a Policy,
+    rng: Xoshiro256PlusPlus,
+    now: f64,
+    order: u64,
+    events: BinaryHeap<Timed>,
+    servers: Vec<Server>,
+    active: Vec<u32>,
+    requests: Vec<Request>,
+    group: Option<Group>,
+    gradient: Option<Gradient>,
+    /// Shares of the ring, summed up.
+    ring: Vec<f64>,
+    weights: Vec<u32>,
+    marks: Vec<u32>,
+    tallies: Vec<Tally>,
+    late: VecDeque<(f64, Vec<Tally>)>,
+    /// Requests of the present second.
+    second: Vec<u64>,
+    turn: usize,
+    run: Run,
+}
+
+/// Runs a scenario.
+pub fn run(scenario: &Scenario, policy: &Policy) -> Run {
+    let servers = scenario.servers.len();
+    let mut world = World {
+        scenario,
+        policy,
+        rng: Xoshiro256PlusPlus::seed_from_u64(scenario.seed),
+        now: 0.0,
+        order: 0,
+        events: BinaryHeap::new(),
+        servers: scenario.servers.iter().map(Server::new).collect(),
+        active: vec![0; servers],
+        requests: Vec::new(),
+        group: None,
+        gradient: matches!(policy, Policy::Gradient).then(|| Gradient::new(servers)),
+        ring: Vec::new(),
+        weights: scenario.servers.iter().map(|model| model.weight).collect(),
+        marks: vec![u32::MAX; servers],
+        tallies: vec![Tally::default(); servers],
+        late: VecDeque::new(),
+        second: vec![0; servers],
+        turn: 0,
+        run: Run::default(),
+    };
+    world.begin();
+    world.go();
+    world.end()
+}
+
+impl World<'_> {
+    fn begin(&mut self) {
+        let weights: Vec<f64> = self.scenario.servers.iter().map(|model| f64::from(model.weight)).collect();
+        self.set_ring(&weights);
+        if let Policy::Measured(settings) = self.policy {
+            let mut group = Group::new(settings.clone(), Duration::ZERO);
+            for (index, model) in self.scenario.servers.iter().enumerate() {
+                let nominal = Nominal { weight: model.weight, high_water: None };
+                group.set_server(ServerKey(index as u32), nominal, Entry::Known, Duration::ZERO);
+            }
+            self.group = Some(group);
+        }
+        for (server, model) in self.scenario.servers.iter().enumerate() {
+            for (at, change) in &model.changes {
+                self.at(at.as_secs_f64(), Event::Change { server, change: *change });
+            }
+            let offset = self.scenario.probe_every.as_secs_f64() * (server as f64 + 0.5) / self.servers.len() as f64;
+            self.at(offset, Event::Probe { server });
+        }
+        self.at(0.0, Event::Arrival);
+        self.at(0.25, Event::Tick);
+        self.at(1.0, Event::Second);
+    }
+
+    fn go(&mut self) {
+        let end = self.scenario.duration.as_secs_f64();
+        while let Some(Timed { at, event, .. }) = self.events.pop() {
+            if at > end {
+                break;
+            }
+            self.now = at;
+            self.happen(event);
+        }
+        self.now = end;
+    }
+
+    fn end(mut self) -> Run {
+        for index in 0..self.requests.len() {
+            if !self.requests[index].done && !self.requests[index].probe {
+                self.note(index);
+            }
+        }
+        self.run
+    }
+
+    fn at(&mut self, at: f64, event: Event) {
+        self.order += 1;
+        self.events.push(Timed { at, order: self.order, event });
+    }
+
+    fn exponential(&mut self, mean: f64) -> f64 {
+        -mean * (1.0 - self.rng.random::<f64>()).ln()
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrival => {
+                let server = self.choose();
+                self.active[server] += 1;
+                self.second[server] += 1;
+                let request = self.open(server, false);
+                self.enter(request);
+                let pause = self.exponential(1.0 / self.scenario.rate);
+                self.at(self.now + pause, Event::Arrival);
+            }
+            Event::Enter { request } => {
+                let server = self.requests[request].server;
+                self.tallies[server].losses += 1;
+                self.enter(request);
+            }
+            Event::Departure { server, version } => {
+                if self.servers[server].version != version {
+                    return;
+                }
+                if let Some(request) = self.servers[server].depart(self.now) {
+                    let distance = self.servers[server].distance;
+                    self.at(self.now + distance, Event::Ended { request });
+                }
+                self.foresee(server);
+            }
+            Event::Ended { request } => self.ended(request),
+            Event::Probe { server } => {
+                let request = self.open(server, true);
+                let lost = self.chance(self.servers[server].loss);
+                if !lost {
+                    self.enter_server(request, self.servers[server].service);
+                }
+                self.at(self.now + self.scenario.probe_timeout.as_secs_f64(), Event::ProbeTimeout { request });
+                self.at(self.now + self.scenario.probe_every.as_secs_f64(), Event::Probe { server });
+            }
+            Event::ProbeTimeout { request } => {
+                let Request { server, done, .. } = self.requests[request];
+                if !done {
+                    self.requests[request].done = true;
+                    self.tallies[server].probes.push(Err(Failure::Loss));
+                }
+            }
+            Event::Tick => {
+                self.tick();
+                self.at(self.now + 0.25, Event::Tick);
+            }
+            Event::Second => {
+                self.each_second();
+                self.at(self.now + 1.0, Event::Second);
+            }
+            Event::Change { server, change } => {
+                self.servers[server].change(change, self.now);
+                self.foresee(server);
+            }
+        }
+    }
+
+    fn chance(&mut self, share: f64) -> bool {
+        share > 0.0 && self.rng.random::<f64>() < share
+    }
+
+    fn open(&mut self, server: usize, probe: bool) -> usize {
+        self.requests.push(Request { came: self.now, server, probe, failed: false, done: false });
+        self.requests.len() - 1
+    }
+
+    /// A client's request reaches its server, or is lost and sent again.
+    fn enter(&mut self, request: usize) {
+        let server = self.requests[request].server;
+        if self.chance(self.servers[server].loss) {
+            self.at(self.now + 1.0, Event::Enter { request });
+            return;
+        }
+        let work = self.exponential(self.servers[server].service);
+        self.enter_server(request, work);
+    }
+
+    fn enter_server(&mut self, request: usize, work: f64) {
+        let server = self.requests[request].server;
+        if self.chance(self.servers[server].errors) {
+            self.requests[request].failed = true;
+            self.at(self.now + self.servers[server].distance + 0.000_5, Event::Ended { request });
+            return;
+        }
+        self.servers[server].arrive(request, work, self.now);
+        self.foresee(server);
+    }
+
+    fn foresee(&mut self, server: usize) {
+        if let Some(at) = self.servers[server].next_departure() {
+            let version = self.servers[server].version;
+            self.at(at, Event::Departure { server, version });
+        }
+    }
+
+    fn ended(&mut self, index: usize) {
+        let Request { came, server, probe, failed, done } = self.requests[index];
+        if done {
+            return;
+        }
+        self.requests[index].done = true;
+        let latency = Duration::from_secs_f64(self.now - came);
+        if probe {
+            let result = if failed { Err(Failure::Error) } else { Ok(latency) };
+            self.tallies[server].probes.push(result);
+            return;
+        }
+        self.active[server] -= 1;
+        self.tallies[server].latencies.record(latency);
+        self.note(index);
+    }
+
+    fn note(&mut self, index: usize) {
+        let came = self.requests[index].came;
+        let second = came as usize;
+        if self.run.latencies.len() <= second {
+            self.run.latencies.resize_with(second + 1, Vec::new);
+        }
+        self.run.latencies[second].push((self.now - came) as f32);
+    }
+
+    fn choose(&mut self) -> usize {
+        match self.policy {
+            Policy::Fixed | Policy::Measured(_) | Policy::Gradient => {
+                let first = self.place();
+                if self.active[first] < self.marks[first] {
+                    return first;
+                }
+                let second = self.place();
+                let cool = self.active[second] < self.marks[second];
+                if cool || self.less_loaded(second, first) { second } else { first }
+            }
+            Policy::LeastConnections => {
+                self.turn += 1;
+                let count = self.servers.len();
+                let turn = self.turn;
+                (0..count)
+                    .map(|index| (index + turn) % count)
+                    .reduce(|best, next| if self.less_loaded(next, best) { next } else { best })
+                    .unwrap_or(0)
+            }
+            Policy::RandomOfTwo => {
+                let (first, second) = (self.place(), self.place());
+                if self.less_loaded(second, first) { second } else { first }
+            }
+        }
+    }
+
+    fn less_loaded(&self, one: usize, other: usize) -> bool {
+        u64::from(self.active[one]) * u64::from(self.weights[other])
+            < u64::from(self.active[other]) * u64::from(self.weights[one])
+    }
+
+    fn place(&mut self) -> usize {
+        let place = self.rng.random::<f64>();
+        self.ring.partition_point(|end| *end <= place).min(self.ring.len() - 1)
+    }
+
+    fn set_ring(&mut self, weights: &[f64]) {
+        let total: f64 = weights.iter().sum();
+        let mut end = 0.0;
+        self.ring.clear();
+        for weight in weights {
+            end += weight / total;
+            self.ring.push(end);
+        }
+    }
+
+    fn share(&self, server: usize) -> f64 {
+        self.ring[server] - if server == 0 { 0.0 } else { self.ring[server - 1] }
+    }
+
+    fn tick(&mut self) {
+        let count = self.servers.len();
+        let tallies = std::mem::replace(&mut self.tallies, vec![Tally::default(); count]);
+        self.late.push_back((self.now + self.scenario.delay.as_secs_f64(), tallies));
+        while self.late.front().is_some_and(|(due, _)| *due <= self.now)
+            && let Some((_, tallies)) = self.late.pop_front()
+        {
+            self.tell(tallies);
+        }
+        let now = Duration::from_secs_f64(self.now);
+        if let Some(group) = &mut self.group {
+            let step = group.step(now);
+            let ejections = step.events.iter().filter_map(|event| match event {
+                GroupEvent::Ejected { server, .. } => Some((now, server.0 as usize)),
+                _ => None,
+            });
+            self.run.ejections.extend(ejections);
+            self.weights = step.servers.iter().map(|server| server.load_weight).collect();
+            if step.publish {
+                let weights: Vec<f64> = step.servers.iter().map(|server| f64::from(server.weight)).collect();
+                self.publish(&weights);
+            }
+        }
+        if let Some(gradient) = &mut self.gradient
+            && let Some(weights) = gradient.step(now)
+        {
+            self.weights = weights.iter().map(|weight| (weight * 1000.0) as u32).collect();
+            self.publish(&weights);
+        }
+    }
+
+    fn publish(&mut self, weights: &[f64]) {
+        self.set_ring(weights);
+        self.run.rings.push(Duration::from_secs_f64(self.now));
+    }
+
+    /// Gives the loop what was measured.
+    fn tell(&mut self, tallies: Vec<Tally>) {
+        let now = Duration::from_secs_f64(self.now);
+        for (server, mut tally) in tallies.into_iter().enumerate() {
+            if let Some(gradient) = &mut self.gradient {
+                gradient.measure(server, &tally);
+            }
+            let Some(group) = &mut self.group else { continue };
+            let target = ServerKey(server as u32).into();
+            for result in tally.probes {
+                group.sample(&Sample { target, kind: Kind::Probe, result }, now);
+            }
+            match self.scenario.passive {
+                Passive::Absent => continue,
+                Passive::Buckets => tally.latencies.sum_ns = None,
+                Passive::Sums => {}
+            }
+            let Tally { latencies, losses, .. } = tally;
+            group.counts(&Counts { target, kind: Kind::Response, latencies, losses, errors: 0 }, now);
+        }
+    }
+
+    fn each_second(&mut self) {
+        let loads: Vec<Load> = self
+            .active
+            .iter()
+            .zip(&self.weights)
+            .map(|(active, weight)| Load { active: *active, weight: (*weight).max(1) })
+            .collect();
+        self.marks = hot::marks(&loads);
+        let all: u64 = self.second.iter().sum();
+        let servers = (0..self.servers.len())
+            .map(|index| ServerMoment {
+                weight: self.share(index),
+                load: self.second[index] as f64 / all.max(1) as f64,
+            })
+            .collect();
+        self.run.series.push(Moment { servers });
+        self.second.fill(0);
+    }
+}
