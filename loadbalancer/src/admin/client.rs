@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{Changed, Failure};
 use crate::control::snapshot::{API_VERSION, Change, Snapshot};
-use crate::control::{channels, quality};
+use crate::control::{channels, quality, standby};
 
 const TIME_OUT: Duration = Duration::from_secs(10);
 
@@ -53,6 +53,11 @@ pub async fn quality(socket: &Path) -> Result<quality::Report, ClientError> {
 /// The channels of all servers.
 pub async fn channels(socket: &Path) -> Result<channels::Report, ClientError> {
     call(socket, Method::GET, "channels", &()).await
+}
+
+/// The pool of standby servers.
+pub async fn standby(socket: &Path) -> Result<standby::Report, ClientError> {
+    call(socket, Method::GET, "standby", &()).await
 }
 
 /// Changes a server, and gives its full name.

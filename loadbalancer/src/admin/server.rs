@@ -122,6 +122,10 @@ async fn answer(request: HttpRequest<Incoming>, requests: mpsc::Sender<Request>)
             Some(report) => json(StatusCode::OK, &report),
             None => stopping(),
         },
+        (Method::GET, "standby") => match ask(&requests, Request::Standby).await {
+            Some(report) => json(StatusCode::OK, &report),
+            None => stopping(),
+        },
         (Method::POST, "reload") => match ask(&requests, Request::Reload).await {
             Some(Ok(())) => json(StatusCode::OK, &serde_json::json!({})),
             Some(Err(error)) => failure(StatusCode::CONFLICT, error),

@@ -6,6 +6,7 @@ mod doctor;
 mod flows;
 mod quality;
 mod show;
+mod standby;
 mod table;
 
 use std::io::{IsTerminal, Write};
@@ -73,6 +74,16 @@ enum Command {
         #[command(flatten)]
         socket: SocketArgs,
         /// As JSON, with the history of the last minute
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
+    /// Show the pool of standby servers, who has which, and why
+    Standby {
+        #[command(flatten)]
+        socket: SocketArgs,
+        /// As JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -220,6 +231,10 @@ fn execute(command: Command) -> Result<()> {
         Command::Channels { socket, json, watch: args } => {
             let fetch = async || Ok(client::channels(&socket.socket).await?);
             watch(&args, json, fetch, |report, _| channels::channels(report))
+        }
+        Command::Standby { socket, json, watch: args } => {
+            let fetch = async || Ok(client::standby(&socket.socket).await?);
+            watch(&args, json, fetch, |report, _| standby::standby(report))
         }
         Command::Services(args) => print(&args, show::services),
         Command::Backends(args) => print(&args, show::backends),

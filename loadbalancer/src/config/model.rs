@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::dataplane::kernel::Sizes;
-use crate::health::{AgentCheck, Asks, CheckKind, Thresholds};
+use crate::health::{AgentCheck, Asks, CheckKind, CommandCheck, Thresholds};
+use crate::quality::standby::{ServiceSettings, Settings};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub gateway: Gateway,
     pub limits: Sizes,
@@ -19,6 +20,7 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// In the order of the file, by which servers refer to them.
     pub channels: Vec<Channel>,
+    pub standby: Pool,
     /// In the order of the file.
     pub services: Vec<Service>,
 }
@@ -90,7 +92,7 @@ pub struct Admin {
     pub mode: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub name: String,
     pub listen: Vec<Listen>,
@@ -109,7 +111,19 @@ pub struct Service {
     pub monitors: Vec<Monitor>,
     /// What each server says of itself.
     pub agent: Option<Agent>,
+    /// When it gets servers of the pool; none: never.
+    pub standby: Option<ServiceSettings>,
     pub servers: Vec<Server>,
+}
+
+/// Standby servers, for all services that may get some.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pool {
+    pub servers: Vec<Server>,
+    /// Commands that start and stop a server.
+    pub start: Option<CommandCheck>,
+    pub stop: Option<CommandCheck>,
+    pub settings: Settings,
 }
 
 /// An address on which a service is reached.

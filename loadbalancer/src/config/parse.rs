@@ -19,6 +19,7 @@ use super::model::{
     Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol,
     Refuse, Server, Service, Timeouts, XdpMode,
 };
+use super::standby;
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
 use crate::dataplane::kernel::Sizes;
@@ -90,6 +91,11 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
     let metrics = root.section("metrics", "[metrics]").map(metrics);
     let (channels, channel_places) = channel::channels(root);
     places.channels = channel_places;
+    let (pool, pool_places) = match root.section("standby", "[standby]") {
+        Some(section) => standby::pool(section, &channels),
+        None => Default::default(),
+    };
+    places.standby = pool_places;
     let mut services = Vec::new();
     for section in root.sections("service", "[[service]]") {
         let (service, place) = service(section, &channels);
@@ -103,6 +109,7 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
         admin: admin.unwrap_or_default(),
         metrics,
         channels,
+        standby: pool,
         services,
     };
     (config, places)
@@ -295,6 +302,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServiceP
         check: None,
         monitors: Vec::new(),
         agent: None,
+        standby: None,
         servers: Vec::new(),
     };
     if let Some(name) = section.required("name", "name = \"web\"", section.string("name", "web")) {
@@ -355,6 +363,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServiceP
         }
     }
     service.agent = section.section("agent", "[service.agent]").and_then(check::agent);
+    service.standby = section.section("standby", "[service.standby]").map(standby::of_service);
     let usual_channels = channel::named(&section, channels);
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();
@@ -464,7 +473,7 @@ fn parse_listen(text: &str) -> Result<Listen, (String, String)> {
 }
 
 /// With the places of its address and of its name.
-fn server(section: Section<'_, '_>) -> Option<(Server, Span, Span)> {
+pub(super) fn server(section: Section<'_, '_>) -> Option<(Server, Span, Span)> {
     let example = "address = \"10.0.0.11:8080\"";
     let address = section.required("address", example, section.string("address", "10.0.0.11:8080"));
     let parsed = address.as_ref().and_then(|text| {

@@ -7,6 +7,7 @@ use super::channel::ChannelPlaces;
 use super::error::Errors;
 use super::model::{Config, Listen, Mode, Protocol, Server, Service};
 use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
+use super::standby::PoolPlaces;
 use super::walk::Span;
 use crate::health::Asks;
 
@@ -17,6 +18,7 @@ pub(super) struct Places {
     /// The values of `[limits]` that are set, by key.
     pub limits: HashMap<&'static str, Span>,
     pub channels: Vec<ChannelPlaces>,
+    pub standby: PoolPlaces,
     pub services: Vec<ServicePlaces>,
 }
 
@@ -52,6 +54,7 @@ pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>
         ports(service, place, errors);
         channels(config, places, (service, place), errors);
     }
+    super::standby::validate(config, places, errors);
     addresses(config, places, errors);
     replies(config, places, errors);
     limits(config, places, errors);
@@ -303,7 +306,7 @@ fn limits(config: &Config, places: &Places, errors: &mut Errors<'_>) {
         Resource::new("addresses to listen on", limits.vips, ("services", MOST_SERVICES), 4),
     ];
     for (position, resource) in resources.iter().enumerate() {
-        let mut used = 0;
+        let mut used = if resource.key.0 == "backends" { config.standby.servers.len() } else { 0 };
         let mut first_without_room = None;
         for (service, place) in config.services.iter().zip(&places.services) {
             used += uses(service)[position];

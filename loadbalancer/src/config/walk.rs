@@ -173,6 +173,27 @@ impl<'d, 'e> Section<'d, 'e> {
         }
     }
 
+    /// A number within a range, with or without decimals.
+    pub fn decimal(&self, key: &'static str, range: RangeInclusive<f64>) -> Option<At<f64>> {
+        let value = self.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => integer(number).map(|number| number as f64),
+            DeValue::Float(number) => number.as_str().replace('_', "").parse().ok(),
+            _ => {
+                self.wrong_type(key, value, "a number", &format!("{key} = {}", range.end()));
+                return None;
+            }
+        };
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Some(At { value: number, span: value.span() }),
+            None => {
+                let help = format!("choose a number from {} to {}", range.start(), range.end());
+                self.error(value.span(), format!("`{key}` is out of range"), help);
+                None
+            }
+        }
+    }
+
     pub fn boolean(&self, key: &'static str) -> Option<At<bool>> {
         let value = self.get(key)?;
         match value.get_ref() {

@@ -16,6 +16,7 @@ use super::probes;
 use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{self, Change, Snapshot};
+use super::standby::{self, HookDone, Phase, StandbyPool};
 use crate::config::{Config, ConfigErrors, Interface, Service, XdpMode};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
@@ -48,6 +49,7 @@ pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Quality(oneshot::Sender<quality::Report>),
     Channels(oneshot::Sender<channels::Report>),
+    Standby(oneshot::Sender<standby::Report>),
     /// Server, as `service/server` or by its name alone.
     Change(String, Change, oneshot::Sender<Result<String, String>>),
     Reload(oneshot::Sender<Result<(), String>>),
@@ -60,6 +62,8 @@ struct ServerState {
     /// What its agent says.
     word: LastWord,
     entry: Entry,
+    /// It is to be checked, but not to serve.
+    held: bool,
     /// When its health last changed, in ticks: see [`census::affinity`].
     suspect_since: Option<u32>,
 }
@@ -71,6 +75,9 @@ struct Attached {
 }
 
 pub struct Controller {
+    /// The configuration as it is in the file.
+    file: Config,
+    /// The same with leased standby servers in their services.
     pub config: Config,
     config_path: PathBuf,
     reconciler: Reconciler,
@@ -81,6 +88,7 @@ pub struct Controller {
     checker: Checker,
     quality: Quality,
     channels: ChannelLoops,
+    standby: StandbyPool,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -103,10 +111,12 @@ impl Controller {
         reconciler: Reconciler,
         seed: u64,
         reports: mpsc::Sender<Report>,
+        hooks: mpsc::Sender<HookDone>,
         targets: watch::Sender<Targets>,
     ) -> Self {
         let now = Instant::now();
         let mut controller = Self {
+            file: config.clone(),
             config,
             config_path,
             reconciler,
@@ -117,6 +127,7 @@ impl Controller {
             checker: Checker::new(reports),
             quality: Quality::new(now),
             channels: ChannelLoops::default(),
+            standby: StandbyPool::new(hooks, now),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -130,8 +141,86 @@ impl Controller {
             apply_error: None,
             repairs: 0,
         };
+        controller.standby.follow(&controller.file, now);
+        controller.adopt_standby(now);
+        controller.config = controller.standby.effective(&controller.file);
         controller.follow_config();
         controller
+    }
+
+    /// Standby servers that serve or drain in the kernel go on with that.
+    fn adopt_standby(&mut self, now: Instant) {
+        let (file, reconciler) = (&self.file, &self.reconciler);
+        let found = |service: &str, server: &crate::config::Server| {
+            let service = file.services.iter().find(|candidate| candidate.name == service)?;
+            let port = server.port.filter(|_| !service.mode.is_dsr());
+            let id = desire::server_id(service, &crate::config::Server { port, ..server.clone() });
+            let backend = reconciler.backend(*reconciler.numbers.backends.get(&(id.service, id.backend))?)?;
+            let drains = backend.has(Backend::DRAINED);
+            (drains || backend.has(Backend::ACCEPTS)).then_some(drains)
+        };
+        self.standby.adopt(found, now);
+    }
+
+    /// What a hook came to.
+    pub fn on_hook(&mut self, done: HookDone) {
+        let changes = self.standby.on_hook(done, Instant::now());
+        self.take_standby_changes(changes);
+    }
+
+    /// Tells the pool how its servers and the services are, and does what it asks for.
+    fn step_standby(&mut self) {
+        if self.file.standby.servers.is_empty() && self.standby.leased().is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut changes = standby::Changes::default();
+        for (key, service, server) in self.standby.leased() {
+            let Some(service) = self.config.services.iter().find(|candidate| candidate.name == service) else {
+                continue;
+            };
+            let port = server.port.filter(|_| !service.mode.is_dsr());
+            let server = crate::config::Server { port, ..server };
+            let id = desire::server_id(service, &server);
+            let Some(state) = self.servers.get(&id) else { continue };
+            let reach = desire::reach(&self.config, service, &server, &state.standing, &self.resolved);
+            // Unlike a server that always was there, one that is not known yet does not serve.
+            let up = state.standing.health.is_none_or(|health| health == Health::Up) && reach.trouble.is_none();
+            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+            let flows = number.map_or(0, |number| u64::from(self.reconciler.active(*number)));
+            let one = self.standby.observe(key, up, flows, now);
+            changes.members |= one.members;
+            changes.phases |= one.phases;
+        }
+        let mut levels = HashMap::new();
+        for service in self.file.services.iter().filter(|service| service.standby.is_some()) {
+            let identities: Vec<u64> =
+                desire::parts(service).into_iter().map(|part| desire::service_identity(service, part)).collect();
+            levels.insert(service.name.clone(), self.quality.level(&identities));
+        }
+        let one = self.standby.step(&levels, now);
+        changes.members |= one.members;
+        changes.phases |= one.phases;
+        self.take_standby_changes(changes);
+    }
+
+    fn take_standby_changes(&mut self, changes: standby::Changes) {
+        if changes.members {
+            self.config = self.standby.effective(&self.file);
+            self.follow_config();
+        }
+        if changes.phases || changes.members {
+            for service in &self.config.services {
+                for server in &service.servers {
+                    let Some(phase) = self.standby.phase(&service.name, &server.name) else { continue };
+                    if let Some(state) = self.servers.get_mut(&desire::server_id(service, server)) {
+                        state.held = phase == Phase::Checking;
+                        state.standing.drained = phase == Phase::Draining;
+                    }
+                }
+            }
+            self.apply();
+        }
     }
 
     pub fn reconciler_mut(&mut self) -> &mut Reconciler {
@@ -162,6 +251,7 @@ impl Controller {
                         },
                         health: None,
                         word: LastWord::default(),
+                        held: false,
                         entry: if kernel.is_some() { Entry::Known } else { entry },
                         suspect_since: None,
                     }
@@ -352,6 +442,7 @@ impl Controller {
         if self.step_quality() || moved {
             self.write();
         }
+        self.step_standby();
     }
 
     fn step_quality(&mut self) -> bool {
@@ -367,11 +458,12 @@ impl Controller {
                     id,
                     tier: server.tier,
                     nominal: Nominal {
-                        weight: u32::from(desire::nominal_weight(server, standing)),
+                        weight: if state.held { 0 } else { u32::from(desire::nominal_weight(server, standing)) },
                         high_water: server.high_water.map(|mark| mark.get()),
                     },
                     entry: state.entry,
-                    up: standing.health.is_none_or(Health::may_serve)
+                    up: !state.held
+                        && standing.health.is_none_or(Health::may_serve)
                         && desire::reach(&self.config, service, server, standing, &self.resolved).trouble.is_none(),
                     active: number.map_or(0, |number| self.reconciler.active(*number)),
                     word: quality::word(state.word.word()),
@@ -783,7 +875,9 @@ impl Controller {
                 "there is no interface {name}\nhelp: correct `vip_interface` in [gateway]; `ip link` lists them"
             ));
         }
-        self.config = new;
+        self.standby.follow(&new, Instant::now());
+        self.config = self.standby.effective(&new);
+        self.file = new;
         self.follow_config();
         self.attach().map_err(|error| error.to_string())?;
         self.apply();
@@ -1052,6 +1146,7 @@ impl Controller {
             },
             Request::Quality(reply) => drop(reply.send(self.quality_report())),
             Request::Channels(reply) => drop(reply.send(self.channels_report())),
+            Request::Standby(reply) => drop(reply.send(self.standby.report(now_ms(), Instant::now()))),
             Request::Change(server, change, reply) => drop(reply.send(self.change(&server, &change))),
             Request::Reload(reply) => drop(reply.send(self.reload())),
         }

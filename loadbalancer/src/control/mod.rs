@@ -11,6 +11,7 @@ pub mod probes;
 pub mod quality;
 pub mod resolver;
 pub mod snapshot;
+pub mod standby;
 pub(crate) mod start;
 
 pub use start::run;

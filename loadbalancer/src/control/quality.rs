@@ -9,7 +9,7 @@ use super::desire::ServerId;
 use crate::health::{AgentAdmin, AgentState, ProbeError, Word as AgentWord};
 use crate::quality::Settings;
 use crate::quality::explain::{GroupReport, ServerReport};
-use crate::quality::group::{Entry, Event, Group, Nominal};
+use crate::quality::group::{Entry, Event, Group, Level, Nominal};
 use crate::quality::signal::{Failure, Kind, ReportedLoad, Sample, ServerKey, Word, WordState};
 
 /// Who is compared with whom: a service in the kernel, and a tier of it.
@@ -165,6 +165,17 @@ impl Quality {
 
     pub fn given(&self, server: ServerKey) -> Option<Given> {
         self.given.get(&server).copied()
+    }
+
+    /// How a service does: all its groups together.
+    pub fn level(&self, services: &[u64]) -> Level {
+        let groups = self.groups.iter().filter(|((service, _), _)| services.contains(service));
+        groups.map(|(_, group)| group.level()).fold(Level::default(), |all, one| Level {
+            p90: all.p90.max(one.p90),
+            failures: all.failures.max(one.failures),
+            active: all.active + one.active,
+            weight: all.weight + one.weight,
+        })
     }
 
     /// Why the weights are what they are, by service in the kernel and tier.

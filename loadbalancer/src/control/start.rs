@@ -71,7 +71,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let (targets, wanted) = watch::channel(Targets::default());
     let (resolved_in, mut resolved) = mpsc::channel(1);
     let (reports_in, mut reports) = mpsc::channel(REPORTS);
-    let mut controller = Controller::new(config, path.to_owned(), reconciler, seed, reports_in, targets);
+    let (hooks_in, mut hooks) = mpsc::channel(REPORTS);
+    let mut controller = Controller::new(config, path.to_owned(), reconciler, seed, reports_in, hooks_in, targets);
     tokio::spawn(resolver::run(network.clone(), changes, wanted, resolved_in));
     let known = resolver::settle(&mut resolved, SETTLE).await;
     route_probes(&network, &controller).await;
@@ -143,6 +144,7 @@ pub async fn run(path: &Path) -> Result<()> {
                     controller.apply();
                 }
             }
+            Some(done) = hooks.recv() => controller.on_hook(done),
             Some(request) = requests.recv() => {
                 let reload = matches!(request, Request::Reload(_));
                 controller.handle(request).await;

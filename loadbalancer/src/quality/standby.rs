@@ -277,6 +277,7 @@ struct Service {
 }
 
 /// The pool.
+#[derive(Debug)]
 pub struct Standby {
     settings: Settings,
     servers: BTreeMap<StandbyKey, Server>,
