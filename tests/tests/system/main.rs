@@ -6,4 +6,5 @@ mod consistency;
 mod control;
 mod failure;
 mod modes;
+mod quality;
 mod world;

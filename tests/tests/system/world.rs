@@ -41,6 +41,10 @@ pub struct Setup {
     pub lab: LabConfig,
     /// Keys of each channel, if the lab has channels.
     pub channel_keys: String,
+    /// So many of the last servers are standby servers.
+    pub standby: usize,
+    /// Keys of `[standby]`.
+    pub standby_keys: String,
     pub http_only: bool,
 }
 
@@ -57,6 +61,8 @@ impl Setup {
             server_port: None,
             lab: LabConfig { topology, ..LabConfig::default() },
             channel_keys: String::new(),
+            standby: 0,
+            standby_keys: String::new(),
             http_only: false,
         }
     }
@@ -75,8 +81,17 @@ impl Setup {
 
     /// The configuration of the service for the servers of a lab.
     pub fn services(&self, lab: &Lab) -> String {
-        let services = self.services_of(&lab.servers.iter().collect::<Vec<_>>());
+        let (own, pool) = lab.servers.split_at(lab.servers.len() - self.standby);
+        let services = self.services_of(&own.iter().collect::<Vec<_>>());
         let mut text = String::new();
+        if self.standby > 0 {
+            writeln!(text, "[standby]\n{}", self.standby_keys).expect("written");
+            for host in pool {
+                let address = self.addresses(host)[0];
+                writeln!(text, "[[standby.server]]\nname = {:?}\naddress = \"{address}\"\nweight = 20", host.name)
+                    .expect("written");
+            }
+        }
         for channel in &lab.channels {
             let both = |addresses: &Addresses| format!("[\"{}\", \"{}\"]", addresses.ipv4, addresses.ipv6);
             let (next_hop, source) = (both(&channel.next_hop), both(&channel.source));

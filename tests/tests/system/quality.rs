@@ -1,0 +1,118 @@
+//! Measured quality decides: slow and failing servers lose their share, and standby servers help.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use loadbalancer::control::quality::Report;
+use loadbalancer::control::standby::Report as StandbyReport;
+use loadbalancer::quality::explain::{Reason, ServerReport};
+use loadbalancer::quality::standby::explain::Phase;
+use loadbalancer_tests::support::events::wait_until;
+use loadbalancer_tests::support::hold::Protocol;
+use loadbalancer_tests::support::lab::vip4;
+use loadbalancer_tests::support::server::Behaviour;
+
+use super::world::{SOON, Setup, World};
+
+/// Checks that wait for answers, as clients do.
+const HTTP: &str = "check = { type = \"http\", interval = \"100ms\", timeout = \"1s\", port = 80 }\n";
+
+fn report(world: &World, server: &str) -> ServerReport {
+    let text = world.gateway.ask(&["quality", "--json"]);
+    let report: Report = serde_json::from_str(&text).expect("`quality --json` gives a report");
+    let mut servers = report.services.into_iter().flat_map(|service| service.servers);
+    servers.find(|candidate| candidate.name == server).expect("the server is there").report
+}
+
+fn wait_report(world: &World, server: &str, what: &str, at_most: Duration, condition: impl Fn(&ServerReport) -> bool) {
+    wait_until(&format!("{server} {what}"), at_most, || condition(&report(world, server)))
+        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", world.gateway.ask(&["quality"]), world.gateway.log()));
+}
+
+#[test]
+fn a_slow_server_loses_its_share_says_why_and_gets_it_back() {
+    let world = Setup::new("nat").with(|setup| setup.keys += HTTP).up();
+    let slow = &world.servers[1];
+    wait_report(&world, "server2", "is known", SOON, |it| it.badness.is_some());
+    slow.set_behaviour(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() });
+    wait_report(&world, "server2", "has lost its share", SOON, |it| it.published_share < 0.03);
+    let change = report(&world, "server2").last_change.expect("it was changed");
+    assert!(matches!(change.reason, Reason::Slower { slowness } if slowness > 3.0), "{change:?}");
+    let load = world.requests(vip4(1).into(), 500);
+    assert!(load.share("server2") < 0.1, "{:?}", load.by_server);
+    let table = world.gateway.ask(&["quality"]);
+    assert!(table.contains("x the middle's latency"), "{table}");
+    slow.set_behaviour(Behaviour::default());
+    wait_report(&world, "server2", "gets its share back", Duration::from_secs(60), |it| it.published_share > 0.1);
+}
+
+#[test]
+fn a_server_whose_monitor_gets_errors_is_ejected_within_three_seconds_and_live_flows_stay() {
+    let keys = "check = { type = \"tcp\", interval = \"100ms\", timeout = \"300ms\", port = 80 }\n\
+                monitors = [{ type = \"http\", interval = \"100ms\", timeout = \"300ms\", port = 80 }]\n";
+    let world = Setup::new("nat").with(|setup| setup.keys += keys).up();
+    let vip = vip4(1).into();
+    wait_report(&world, "server3", "is known", SOON, |it| it.badness.is_some());
+    let held = world.hold(vip, Protocol::Tcp, 40);
+    world.servers[2].set_behaviour(Behaviour { status: 500, ..Behaviour::default() });
+    wait_report(&world, "server3", "is ejected", Duration::from_secs(3), |it| it.ejection.is_some());
+    let load = world.requests(vip, 200);
+    assert!(!load.by_server.contains_key("server3"), "{:?}", load.by_server);
+    world.assert_held(&held);
+    let state = world.gateway.ask(&["backends", "--pins", &world.gateway.pins.display().to_string()]);
+    assert!(state.contains("ejected"), "{state}");
+}
+
+fn standby(world: &World) -> StandbyReport {
+    serde_json::from_str(&world.gateway.ask(&["standby", "--json"])).expect("`standby --json` gives a report")
+}
+
+fn wait_phase(world: &World, phase: Phase, at_most: Duration) {
+    wait_until(&format!("the standby server is {phase:?}"), at_most, || {
+        standby(world).servers[0].report.state == phase
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}\n{}", world.gateway.ask(&["standby"]), world.gateway.log()));
+}
+
+#[test]
+fn a_standby_server_serves_while_quality_is_low_and_is_given_back_without_breaking_a_flow() {
+    let directory = std::env::temp_dir().join(format!("lb-hooks-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("made");
+    let told = directory.join("told");
+    let hook = directory.join("hook");
+    fs::write(&hook, format!("#!/bin/sh\necho $1 $LB_SERVICE $LB_SERVER $LB_ADDRESS >> {}\n", told.display()))
+        .expect("written");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("set");
+    let hook = hook.display();
+    let world = Setup::new("dnat")
+        .check()
+        .with(|setup| {
+            setup.standby = 1;
+            setup.standby_keys = format!("start = [\"{hook}\", \"start\"]\nstop = [\"{hook}\", \"stop\"]\n");
+            setup.keys +=
+                "standby = { active_per_weight = 10, hold = \"500ms\", recovery_for = \"1s\", settle = \"0s\" }\n";
+        })
+        .up();
+    let vip = vip4(1).into();
+    assert_eq!(standby(&world).servers[0].report.state, Phase::Idle);
+    let held = world.hold(vip, Protocol::Tcp, 60);
+    wait_phase(&world, Phase::Serving, Duration::from_secs(10));
+    wait_until("the standby server gets flows", SOON, || world.requests(vip, 100).by_server.contains_key("server4"))
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+    // A tenth of its weight of 20 beside three others: two of five.
+    let more = world.hold(vip, Protocol::Tcp, 15);
+    world.assert_held(&more);
+    wait_until("its flows are counted", SOON, || {
+        standby(&world).servers[0].report.flows.is_some_and(|flows| flows > 0)
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", world.gateway.ask(&["standby"])));
+    drop(held);
+    wait_phase(&world, Phase::Draining, Duration::from_secs(20));
+    world.assert_held(&more);
+    drop(more);
+    wait_phase(&world, Phase::Idle, Duration::from_secs(20));
+    let told = fs::read_to_string(&told).expect("the hook wrote");
+    assert_eq!(told, "start web server4 10.77.104.2\nstop web server4 10.77.104.2\n");
+    fs::remove_dir_all(directory).expect("removed");
+}
