@@ -234,7 +234,9 @@ fn run(sockets: &[OwnedFd; 2], shared: &Shared) {
 
 /// Takes frames from a half, and gives how many.
 fn take(socket: &OwnedFd, lane: &mut Lane, buffer: &mut [u8]) -> usize {
-    let clocks = (Instant::now(), SystemTime::now());
+    // In this order: should the thread be stopped in between, frames pass late and not early.
+    let wall_clock = SystemTime::now();
+    let clocks = (Instant::now(), wall_clock);
     for taken in 0..BATCH {
         match receive(socket, buffer, clocks) {
             Ok((length, arrived)) => lane.offer(&buffer[..length], arrived),
