@@ -315,7 +315,7 @@ fn a_lossy_link_loses_its_share() {
 
 #[test]
 fn nothing_is_left_of_a_lab_that_was_dropped() {
-    let lab = lab(LabConfig::default());
+    let lab = lab(LabConfig { channels: 2, ..LabConfig::default() });
     let _servers = servers(&lab);
     let id = lab.run().id().to_owned();
     let mut child = lab.clients[0].namespace().command("sleep").arg("60").spawn().expect("sleep is there");
@@ -406,7 +406,7 @@ fn lab_in_a_process() -> (Child, String) {
 #[test]
 #[ignore = "the removal tests run it as a process of its own"]
 fn lab_until_killed() {
-    let lab = lab(LabConfig { clients: 1, servers: 1, ..LabConfig::default() });
+    let lab = lab(LabConfig { clients: 1, servers: 1, channels: 2, ..LabConfig::default() });
     println!("\nrun {}", lab.run().id());
     wait_until("killed", Duration::from_secs(60), || false).expect("killed before");
 }

@@ -6,6 +6,7 @@
 mod error;
 mod model;
 mod parse;
+mod quality;
 mod standby;
 mod channel;
 mod check;

@@ -6,8 +6,10 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::quality::Quality;
 use crate::dataplane::kernel::Sizes;
 use crate::health::{AgentCheck, Asks, CheckKind, CommandCheck, Thresholds};
+use crate::quality::Settings as QualitySettings;
 use crate::quality::standby::{ServiceSettings, Settings};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Config {
     /// In the order of the file, by which servers refer to them.
     pub channels: Vec<Channel>,
     pub standby: Pool,
+    /// Constants of the loops of channels, and of all services that have none of their own.
+    pub quality: Quality,
     /// In the order of the file.
     pub services: Vec<Service>,
 }
@@ -111,6 +115,8 @@ pub struct Service {
     pub monitors: Vec<Monitor>,
     /// What each server says of itself.
     pub agent: Option<Agent>,
+    /// Constants of its loop.
+    pub quality: QualitySettings,
     /// When it gets servers of the pool; none: never.
     pub standby: Option<ServiceSettings>,
     pub servers: Vec<Server>,

@@ -19,10 +19,11 @@ use super::model::{
     Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol,
     Refuse, Server, Service, Timeouts, XdpMode,
 };
-use super::standby;
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
+use super::{quality, standby};
 use crate::dataplane::kernel::Sizes;
+use crate::quality::Settings as QualitySettings;
 
 /// Longest name of an interface (IFNAMSIZ without the final zero).
 const MAX_INTERFACE: usize = 15;
@@ -96,9 +97,10 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
         None => Default::default(),
     };
     places.standby = pool_places;
+    let quality = root.section("quality", "[quality]").map(quality::of_all).unwrap_or_default();
     let mut services = Vec::new();
     for section in root.sections("service", "[[service]]") {
-        let (service, place) = service(section, &channels);
+        let (service, place) = service(section, &channels, &quality.settings);
         services.push(service);
         places.services.push(place);
     }
@@ -110,6 +112,7 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
         metrics,
         channels,
         standby: pool,
+        quality,
         services,
     };
     (config, places)
@@ -287,7 +290,7 @@ pub(super) fn is_name(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServicePlaces) {
+fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettings) -> (Service, ServicePlaces) {
     let mut place = ServicePlaces { service: section.span.clone(), ..ServicePlaces::default() };
     let mut service = Service {
         name: String::new(),
@@ -302,6 +305,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServiceP
         check: None,
         monitors: Vec::new(),
         agent: None,
+        quality: usual.clone(),
         standby: None,
         servers: Vec::new(),
     };
@@ -363,6 +367,9 @@ fn service(section: Section<'_, '_>, channels: &[Channel]) -> (Service, ServiceP
         }
     }
     service.agent = section.section("agent", "[service.agent]").and_then(check::agent);
+    if let Some(section) = section.section("quality", "[service.quality]") {
+        service.quality = quality::of_service(section, usual);
+    }
     service.standby = section.section("standby", "[service.standby]").map(standby::of_service);
     let usual_channels = channel::named(&section, channels);
     for server in section.sections("server", "[[service.server]]") {

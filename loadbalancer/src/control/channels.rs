@@ -95,6 +95,7 @@ impl ChannelLoops {
             .servers
             .entry(server)
             .or_insert_with(|| Loop { channels: Channels::new(settings.clone(), now), known: Vec::new() });
+        it.channels.set_settings(settings.clone());
         let mut events = Vec::new();
         for old in &it.known {
             if !present.iter().any(|new| new.key == old.key) {

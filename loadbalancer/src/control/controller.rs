@@ -26,8 +26,8 @@ use crate::dataplane::stats;
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
+use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::channel::explain::ChannelReport;
-use crate::quality::channel::{Event as ChannelEvent, Settings as ChannelSettings};
 use crate::quality::explain::GroupReport;
 use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, ServerKey};
@@ -340,8 +340,8 @@ impl Controller {
                     }
                 });
                 let present: Vec<channels::Present> = present.collect();
-                let settings = ChannelSettings::default();
-                events.extend(self.channels.follow(state.check_key, &present, &kernel, &settings, now));
+                let settings = &self.config.quality.channels;
+                events.extend(self.channels.follow(state.check_key, &present, &kernel, settings, now));
             }
         }
         let keys = &self.keys;
@@ -446,6 +446,12 @@ impl Controller {
     }
 
     fn step_quality(&mut self) -> bool {
+        let mut settings = HashMap::new();
+        for service in &self.config.services {
+            for part in desire::parts(service) {
+                settings.insert(desire::service_identity(service, part), quality_settings(service));
+            }
+        }
         let mut present = Vec::with_capacity(self.servers.len());
         for service in &self.config.services {
             for server in &service.servers {
@@ -470,7 +476,7 @@ impl Controller {
                 });
             }
         }
-        let step = self.quality.step(&present, &QualitySettings::default(), Instant::now());
+        let step = self.quality.step(&present, &settings, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
         }
@@ -1158,6 +1164,17 @@ impl Controller {
             self.config.services.iter().flat_map(|service| &service.listen).map(|listen| listen.addr).collect();
         vips.into_iter()
     }
+}
+
+/// A service's constants; where it is asked seldom, it is not stale as soon.
+fn quality_settings(service: &Service) -> QualitySettings {
+    let mut settings = service.quality.clone();
+    let intervals = service.check.iter().map(|check| check.interval + check.timeout);
+    let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
+    if let Some(shortest) = intervals.chain(monitors).min() {
+        settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
+    }
+    settings
 }
 
 pub(crate) fn add_outcomes(to: &mut BTreeMap<String, u64>, counters: &[u64]) {

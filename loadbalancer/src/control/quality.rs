@@ -113,8 +113,8 @@ impl Quality {
         }
     }
 
-    /// One step of all loops, with all servers as they are; who is not among them is forgotten.
-    pub fn step(&mut self, servers: &[Present], settings: &Settings, now: Instant) -> Step {
+    /// One step of all loops, with the settings of each service in the kernel and with all servers as they are; who is not among them is forgotten.
+    pub fn step(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Instant) -> Step {
         let now = self.since_epoch(now);
         self.follow(servers, settings, now);
         let mut step = Step::default();
@@ -137,7 +137,7 @@ impl Quality {
         step
     }
 
-    fn follow(&mut self, servers: &[Present], settings: &Settings, now: Duration) {
+    fn follow(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Duration) {
         let mut gone: BTreeSet<ServerKey> = self.members.keys().copied().collect();
         for server in servers {
             let key = (server.id.service, server.tier);
@@ -148,7 +148,7 @@ impl Quality {
             {
                 group.remove_server(server.key);
             }
-            let group = self.groups.entry(key).or_insert_with(|| Group::new(settings.clone(), now));
+            let group = self.groups.entry(key).or_insert_with(|| Group::new(Settings::default(), now));
             group.set_server(server.key, server.nominal, server.entry, now);
             group.set_up(server.key, server.up);
             group.set_active(server.key, server.active);
@@ -158,6 +158,11 @@ impl Quality {
             self.given.remove(&server);
             if let Some(group) = self.members.remove(&server).and_then(|key| self.groups.get_mut(&key)) {
                 group.remove_server(server);
+            }
+        }
+        for ((service, _), group) in &mut self.groups {
+            if let Some(settings) = settings.get(service) {
+                group.set_settings(settings);
             }
         }
         self.groups.retain(|_, group| group.servers().next().is_some());

@@ -51,7 +51,7 @@ pub struct Settings {
     pub sure: f64,
     /// Intervals over which losses are averaged at least.
     pub least_intervals: usize,
-    /// Scores below this one are alike.
+    /// Scores below this one are alike: on a busy machine, probes themselves differ by some milliseconds.
     pub score_floor: Duration,
     /// With 1, shares are in proportion to capacity/score: 20 ms beside 70 ms keeps 22 % of the flows on the worse channel.
     /// With 2 it keeps 8 %.
@@ -89,7 +89,7 @@ impl Default for Settings {
             loss_penalty: Duration::from_secs(1),
             sure: 1.0,
             least_intervals: 20,
-            score_floor: Duration::from_millis(1),
+            score_floor: Duration::from_millis(5),
             preference: 2.0,
             margin: 0.4,
             better_for: 4,

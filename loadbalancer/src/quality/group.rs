@@ -124,8 +124,18 @@ impl Group {
     }
 
     /// New constants, as after a reload; they hold from the next step on.
-    pub fn set_settings(&mut self, settings: Settings) {
-        self.settings = settings;
+    pub fn set_settings(&mut self, settings: &Settings) {
+        if self.settings == *settings {
+            return;
+        }
+        if !settings.measured {
+            self.servers.values_mut().for_each(|server| {
+                (server.factor, server.correcting) = (1.0, false);
+                server.record = eject::Record::default();
+            });
+        }
+        self.settings = settings.clone();
+        self.published_at = None;
     }
 
     /// Adds a server, or gives one that is there other nominal values.
@@ -215,7 +225,9 @@ impl Group {
             server.stale = server.measures.is_stale(now, &self.settings.measure);
         }
         let mut events = Vec::new();
-        self.eject(now, &mut events);
+        if self.settings.measured {
+            self.eject(now, &mut events);
+        }
         self.serve(now);
         self.follow_law(now, elapsed);
         let publish = self.publish(now);
@@ -376,7 +388,9 @@ impl Group {
                 held_back: ramp < 1.0 || server.word.weight_percent < 100,
             });
         }
-        law::step(&settings.law, &mut members, elapsed);
+        if settings.measured {
+            law::step(&settings.law, &mut members, elapsed);
+        }
         for (server, member) in serving.into_iter().zip(members) {
             if member.correcting
                 && let Some(seen) = member.seen

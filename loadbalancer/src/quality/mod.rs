@@ -32,10 +32,24 @@ pub mod channel;
 pub mod standby;
 
 /// All constants of the loop of a service.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// Whether weights follow what is measured; else nobody is ejected either, and all is measured only to be shown.
+    pub measured: bool,
     pub measure: measure::Settings,
     pub law: law::Settings,
     pub eject: eject::Settings,
     pub start: start::Settings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            measured: true,
+            measure: Default::default(),
+            law: Default::default(),
+            eject: Default::default(),
+            start: Default::default(),
+        }
+    }
 }

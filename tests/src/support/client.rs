@@ -40,6 +40,8 @@ pub enum RequestError {
     Status(u16),
     #[error("the body is not what the server sends")]
     Corrupt,
+    #[error("not sent: {0} requests are in flight")]
+    NotSent(u32),
     #[error("{0}")]
     Other(String),
 }
@@ -57,6 +59,7 @@ impl RequestError {
             Self::TimedOut => "timed-out",
             Self::Status(_) => "status",
             Self::Corrupt => "corrupt",
+            Self::NotSent(_) => "not-sent",
             Self::Other(_) => "other",
         }
     }

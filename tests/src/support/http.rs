@@ -5,6 +5,7 @@
 //! | `/` | the request as the server saw it, a [`Seen`] in JSON |
 //! | `/bytes/N` | N bytes of known content |
 //! | `/stream/N/MS` | N lines, one every MS milliseconds, as separate chunks |
+//! | `/agent` | the load of the server, in JSON |
 //!
 //! Every answer names the server in the header [`SERVER_HEADER`].
 
@@ -12,7 +13,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,10 +26,11 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::select;
-use tokio::time::{interval, sleep};
+use tokio::time::interval;
 
+use super::agent;
 use super::pattern::Pattern;
-use super::server::{Open, State, reset_on_close};
+use super::server::{InFlight, Open, State, reset_on_close};
 
 pub const SERVER_HEADER: &str = "x-server";
 /// Most bytes that `/bytes/N` gives.
@@ -73,16 +74,16 @@ async fn answer(
     local: SocketAddr,
     state: Arc<State>,
 ) -> Result<Answer, hyper::Error> {
-    state.http_requests.fetch_add(1, Ordering::Relaxed);
-    let behaviour = *state.behaviour();
-    if !behaviour.delay.is_zero() {
-        sleep(behaviour.delay).await;
-    }
     let (head, body) = request.into_parts();
     let body_bytes = drain(body).await?;
-    let status = StatusCode::from_u16(behaviour.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let parts: Vec<&str> = head.uri.path().split('/').skip(1).collect();
-    let (status, body) = match (parts.as_slice(), behaviour.body_bytes) {
+    if parts == ["agent"] {
+        return Ok(Response::new(text(agent::json(&state))));
+    }
+    let _in_flight = InFlight::new(&state);
+    let status = StatusCode::from_u16(state.serve().await).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let pattern_bytes = state.behaviour().body_bytes;
+    let (status, body) = match (parts.as_slice(), pattern_bytes) {
         ([""], Some(length)) => (status, Pattern::new(length).boxed()),
         ([""], None) => {
             let headers = head.headers.iter();

@@ -176,3 +176,94 @@ impl Lane {
         jitter.mul_f64(before + (after - before) * position.fract())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Offers frames of 100 bytes at these times after the begin, and gives when each is due after it; of those that
+    /// are taken.
+    fn due(lane: &mut Lane, begun: Instant, times: impl IntoIterator<Item = Duration>) -> Vec<Duration> {
+        times.into_iter().for_each(|time| lane.offer(&[0; 100], begun + time));
+        lane.frames.iter().map(|(due, _)| *due - begun).collect()
+    }
+
+    fn lane(impairment: Impairment) -> (Lane, Instant) {
+        let begun = Instant::now();
+        let mut lane = Lane::new(7, begun);
+        lane.set(impairment, begun);
+        (lane, begun)
+    }
+
+    #[test]
+    fn a_frame_leaves_after_its_delay_and_not_before() {
+        let (mut lane, begun) = lane(Impairment::delay(5 * MS));
+        lane.offer(b"first", begun);
+        lane.offer(b"second", begun + MS);
+        assert_eq!(lane.next_due(), Some(begun + 5 * MS));
+        assert_eq!(lane.take_due(begun + 5 * MS - Duration::from_nanos(1)), None);
+        assert_eq!(lane.take_due(begun + 5 * MS).as_deref(), Some(b"first".as_slice()));
+        assert_eq!(lane.take_due(begun + 5 * MS), None);
+        assert_eq!(lane.take_due(begun + 8 * MS).as_deref(), Some(b"second".as_slice()));
+        assert_eq!((lane.counts.latest_ns, lane.held_bytes), (2_000_000, 0));
+    }
+
+    #[test]
+    fn the_same_seed_loses_the_same_frames_and_another_does_not() {
+        let lost = |seed| {
+            let begun = Instant::now();
+            let mut lane = Lane::new(seed, begun);
+            lane.set(Impairment::loss(0.5), begun);
+            (0..64)
+                .map(|_| {
+                    lane.offer(&[0], begun);
+                    lane.counts.lost
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lost(1), lost(1));
+        assert_ne!(lost(1), lost(2));
+    }
+
+    #[test]
+    fn frames_keep_their_order_under_jitter_and_when_the_delay_falls() {
+        let (mut lane, begun) = lane(Impairment { jitter: 20 * MS, ..Impairment::delay(10 * MS) });
+        let jittered = due(&mut lane, begun, (0..2000).map(|time| time * MS / 2));
+        lane.set(Impairment::NONE, begun + 1000 * MS);
+        let all = due(&mut lane, begun, [1000 * MS, 1100 * MS]);
+        assert!(all.is_sorted());
+        assert_eq!(all[2000], jittered[1999], "it waits for the one before, no longer");
+        assert_eq!(all[2001], 1100 * MS);
+        let delays: Vec<Duration> = (0..).zip(&jittered).map(|(time, due)| *due - time * MS / 2).collect();
+        assert!(delays.iter().all(|delay| (10 * MS..=30 * MS).contains(delay)), "{delays:?}");
+        assert!(delays.iter().min() < Some(&(14 * MS)) && delays.iter().max() > Some(&(26 * MS)), "{delays:?}");
+    }
+
+    #[test]
+    fn a_rate_spaces_frames_and_drops_what_its_queue_cannot_hold() {
+        // A frame of 100 bytes takes 1 ms, and three may wait.
+        let rate = Rate { bits_per_second: 800_000, queue_bytes: 300 };
+        let (mut lane, begun) = lane(Impairment { rate: Some(rate), ..Impairment::NONE });
+        assert_eq!(due(&mut lane, begun, [Duration::ZERO; 5]), [MS, 2 * MS, 3 * MS]);
+        assert_eq!(lane.counts.overflowed, 2);
+        // One has left; there is room for one.
+        assert_eq!(due(&mut lane, begun, [MS; 2])[3..], [4 * MS]);
+        // What waits when the rate doubles takes half of its time.
+        let doubled = Rate { bits_per_second: 1_600_000, queue_bytes: 400 };
+        lane.set(Impairment { rate: Some(doubled), ..Impairment::NONE }, begun + 2 * MS);
+        assert_eq!(lane.line_free, begun + 3 * MS);
+    }
+
+    #[test]
+    fn a_cut_loses_what_is_under_way() {
+        let (mut lane, begun) = lane(Impairment::delay(5 * MS));
+        lane.offer(&[0; 100], begun);
+        lane.set(Impairment::CUT, begun + MS);
+        lane.offer(&[0; 100], begun + 2 * MS);
+        assert_eq!((lane.next_due(), lane.counts.cut, lane.held_bytes), (None, 2, 0));
+        lane.set(Impairment::NONE, begun + 3 * MS);
+        assert_eq!(due(&mut lane, begun, [4 * MS]), [4 * MS]);
+    }
+}

@@ -176,6 +176,8 @@ fn kernel_parameters(host: &str) -> &'static [(&'static str, &'static str)] {
             ("ipv6/conf/default/accept_dad", "0"),
             // Load clients open more connections than the default range has room for.
             ("ipv4/ip_local_port_range", "10000 65000"),
+            // And than it has in the minute for which a closed one is remembered.
+            ("ipv4/tcp_tw_reuse", "1"),
         ],
     }
 }

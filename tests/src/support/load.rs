@@ -6,15 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fastrand::Rng;
 use hdrhistogram::Histogram;
 use tokio::select;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::client::{Connection, Query, RequestError};
 use super::netns::Namespace;
 use super::runtime::{Runtime, RuntimeError};
+use super::span::Span;
+use super::timer::Timer;
 
 /// Pause of a worker whose request failed, so that a refusing server is not flooded.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
@@ -30,6 +33,8 @@ pub enum Pace {
     /// So many requests a second, whatever becomes of them. Beyond `max_in_flight` none is sent; that is counted as
     /// `not-sent`.
     Open { per_second: f64, max_in_flight: u32 },
+    /// As `Open`, at random times as of many independent clients: a Poisson process, the same for the same seed.
+    Poisson { per_second: f64, max_in_flight: u32, seed: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -37,8 +42,10 @@ pub struct Load {
     pub target: SocketAddr,
     /// With `close` every request has a connection of its own; without, connections are kept.
     pub query: Query,
+    /// Most requests of a kept connection.
+    pub requests_per_connection: u32,
     pub pace: Pace,
-    /// Of a request with its connection, from begin to end.
+    /// Of a request with its connection, from when it is due to its end.
     pub timeout: Duration,
     pub max_requests: u64,
     pub max_time: Duration,
@@ -50,6 +57,7 @@ impl Load {
         Self {
             target,
             query: Query::get("/"),
+            requests_per_connection: u32::MAX,
             pace: Pace::Closed { workers: 8 },
             timeout: Duration::from_secs(5),
             max_requests: u64::MAX,
@@ -90,6 +98,11 @@ impl RunningLoad {
         report
     }
 
+    /// Time since the begin, which the seconds of the report count from.
+    pub fn elapsed(&self) -> Duration {
+        self.shared.begun.elapsed()
+    }
+
     /// Waits for the limits of the load.
     pub fn wait(self) -> LoadReport {
         let Self { task, shared, runtime } = self;
@@ -123,6 +136,8 @@ pub struct LoadReport {
     pub failures: Vec<Failure>,
     /// Microseconds from the request's due time to the end of the answer; answers only.
     pub latency_us: Histogram<u64>,
+    /// Requests by the second in which they were due, from the begin of the load.
+    pub seconds: Vec<Span>,
     pub elapsed: Duration,
 }
 
@@ -134,6 +149,7 @@ impl LoadReport {
             errors: BTreeMap::new(),
             failures: Vec::new(),
             latency_us: Histogram::new_with_max(MAX_LATENCY_US, 3).expect("the bounds are valid"),
+            seconds: Vec::new(),
             elapsed: Duration::ZERO,
         }
     }
@@ -151,6 +167,13 @@ impl LoadReport {
         self.ok as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// The requests that were due from second `from` up to before second `to` after the begin.
+    pub fn between(&self, from: usize, to: usize) -> Span {
+        let mut span = Span::default();
+        self.seconds.iter().take(to).skip(from).for_each(|second| span.merge(second));
+        span
+    }
+
     /// Adds the report of a load that ran at the same time.
     pub fn merge(&mut self, other: &Self) {
         self.ok += other.ok;
@@ -162,13 +185,41 @@ impl LoadReport {
         }
         self.failures.extend(other.failures.iter().cloned());
         self.latency_us.add(&other.latency_us).expect("both have the same bounds");
+        for (index, second) in other.seconds.iter().enumerate() {
+            self.second(index).merge(second);
+        }
         self.elapsed = self.elapsed.max(other.elapsed);
     }
 
-    fn failure(&mut self, at: Duration, kind: &'static str, what: String) {
-        *self.errors.entry(kind).or_default() += 1;
-        if self.failures.len() < DESCRIBED_FAILURES {
-            self.failures.push(Failure { at, what });
+    fn second(&mut self, index: usize) -> &mut Span {
+        if self.seconds.len() <= index {
+            self.seconds.resize_with(index + 1, Span::default);
+        }
+        &mut self.seconds[index]
+    }
+
+    /// `due` and `at` are times after the begin.
+    fn record(&mut self, due: Duration, at: Duration, result: &Result<String, RequestError>) {
+        let second = self.second(due.as_secs() as usize);
+        match result {
+            Ok(server) => {
+                let latency = at.saturating_sub(due);
+                second.answer(server, latency);
+                self.ok += 1;
+                // Most are known.
+                match self.by_server.get_mut(server) {
+                    Some(count) => *count += 1,
+                    None => *self.by_server.entry(server.clone()).or_default() += 1,
+                }
+                self.latency_us.saturating_record(latency.as_micros() as u64);
+            }
+            Err(error) => {
+                second.failure(error.label());
+                *self.errors.entry(error.label()).or_default() += 1;
+                if self.failures.len() < DESCRIBED_FAILURES {
+                    self.failures.push(Failure { at, what: error.to_string() });
+                }
+            }
         }
     }
 }
@@ -179,8 +230,8 @@ struct Shared {
     begun: Instant,
     taken: AtomicU64,
     report: Mutex<LoadReport>,
-    /// Kept connections without a request.
-    idle: Mutex<Vec<Connection>>,
+    /// Kept connections without a request, and how many requests each has had.
+    idle: Mutex<Vec<(Connection, u32)>>,
     stop: watch::Sender<bool>,
 }
 
@@ -189,7 +240,7 @@ impl Shared {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, u32)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -201,82 +252,98 @@ impl Shared {
     /// Makes a request that was due at `due`, and reports it.
     async fn request(&self, due: Instant) -> Result<(), RequestError> {
         let result = self.exchange(due + self.load.timeout).await;
-        let mut report = self.report();
-        match result {
-            Ok(server) => {
-                report.ok += 1;
-                *report.by_server.entry(server).or_default() += 1;
-                report.latency_us.saturating_record(due.elapsed().as_micros() as u64);
-                Ok(())
-            }
-            Err(error) => {
-                report.failure(self.begun.elapsed(), error.label(), error.to_string());
-                Err(error)
-            }
-        }
+        self.report().record(due - self.begun, self.begun.elapsed(), &result);
+        result.map(|_| ())
     }
 
     /// Gives the name of the server that answered.
     async fn exchange(&self, deadline: Instant) -> Result<String, RequestError> {
-        let Load { target, query, .. } = &self.load;
-        let kept = self.idle().pop().filter(Connection::is_open);
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => Connection::open(*target, deadline).await?,
+        let Load { target, query, requests_per_connection, .. } = &self.load;
+        let kept = self.idle().pop().filter(|(connection, _)| connection.is_open());
+        let (mut connection, used) = match kept {
+            Some(kept) => kept,
+            None => (Connection::open(*target, deadline).await?, 0),
         };
-        let answer = connection.request(query, deadline).await?;
-        if !query.close {
-            self.idle().push(connection);
+        let used = used + 1;
+        if query.close || used >= *requests_per_connection {
+            let last = Query { close: true, ..query.clone() };
+            return connection.request(&last, deadline).await.map(|answer| answer.server);
         }
+        let answer = connection.request(query, deadline).await?;
+        self.idle().push((connection, used));
         Ok(answer.server)
     }
 }
 
 async fn run(shared: Arc<Shared>) {
-    let end = shared.begun + shared.load.max_time;
-    let mut stopped = shared.stop.subscribe();
     let mut tasks = JoinSet::new();
     match shared.load.pace {
         Pace::Closed { workers } => {
             for _ in 0..workers {
                 tasks.spawn(worker(Arc::clone(&shared)));
             }
+            let mut stopped = shared.stop.subscribe();
             select! {
                 // Out of time, or told to stop: the workers then end after their request.
                 _ = stopped.wait_for(|stop| *stop) => {}
-                () = tokio::time::sleep_until(end) => { shared.stop.send_replace(true); }
+                () = sleep_until(shared.begun + shared.load.max_time) => { shared.stop.send_replace(true); }
                 () = join(&mut tasks) => {}
             }
         }
         Pace::Open { per_second, max_in_flight } => {
-            let room = Arc::new(Semaphore::new(max_in_flight as usize));
-            let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-            while let Ok(due) = timeout_at(end, ticks.tick()).await {
-                if !shared.take() {
-                    break;
-                }
-                while tasks.try_join_next().is_some() {}
-                match Arc::clone(&room).try_acquire_owned() {
-                    Err(_) => {
-                        let at = shared.begun.elapsed();
-                        shared.report().failure(at, "not-sent", format!("{max_in_flight} requests are in flight"));
-                    }
-                    Ok(place) => {
-                        let shared = Arc::clone(&shared);
-                        tasks.spawn(async move {
-                            // Failures are in the report.
-                            shared.request(due).await.unwrap_or_default();
-                            drop(place);
-                        });
-                    }
-                }
-            }
+            let due = (0u64..).map(|number| Duration::from_secs_f64(number as f64 / per_second));
+            open(&shared, &mut tasks, due, max_in_flight).await;
+        }
+        Pace::Poisson { per_second, max_in_flight, seed } => {
+            let mut random = Rng::with_seed(seed);
+            let mut due = Duration::ZERO;
+            let due = std::iter::repeat_with(|| {
+                due += Duration::from_secs_f64(exponential(&mut random) / per_second);
+                due
+            });
+            open(&shared, &mut tasks, due, max_in_flight).await;
         }
     }
     join(&mut tasks).await;
     shared.idle().clear();
     shared.report().elapsed = shared.begun.elapsed();
+}
+
+/// Starts a request at each time after the begin, or when it has missed that, later; the times do not wait for requests.
+async fn open(
+    shared: &Arc<Shared>,
+    tasks: &mut JoinSet<()>,
+    times: impl Iterator<Item = Duration>,
+    max_in_flight: u32,
+) {
+    let room = Arc::new(Semaphore::new(max_in_flight as usize));
+    let mut stopped = shared.stop.subscribe();
+    let mut timer = Timer::new().expect("a descriptor is left");
+    for after_begin in times.take_while(|due| *due < shared.load.max_time) {
+        let due = shared.begun + after_begin;
+        select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            waited = timer.until(due) => waited.expect("timers do not fail"),
+        }
+        if !shared.take() {
+            return;
+        }
+        while tasks.try_join_next().is_some() {}
+        match Arc::clone(&room).try_acquire_owned() {
+            Err(_) => {
+                let at = shared.begun.elapsed();
+                shared.report().record(after_begin, at, &Err(RequestError::NotSent(max_in_flight)));
+            }
+            Ok(place) => {
+                let shared = Arc::clone(shared);
+                tasks.spawn(async move {
+                    // Failures are in the report.
+                    shared.request(due).await.unwrap_or_default();
+                    drop(place);
+                });
+            }
+        }
+    }
 }
 
 async fn worker(shared: Arc<Shared>) {
@@ -291,4 +358,10 @@ async fn join(tasks: &mut JoinSet<()>) {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("requests do not panic");
     }
+}
+
+/// A random number of exponential distribution with mean 1.
+pub(super) fn exponential(random: &mut Rng) -> f64 {
+    // Not zero, which has no logarithm.
+    -(1.0 - random.f64()).ln()
 }

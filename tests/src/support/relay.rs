@@ -4,18 +4,21 @@
 //! passes, ARP and neighbour discovery included; only VLAN tags, which the lab has not, would be stripped. The senders
 //! at both ends must finish their packets ([`super::offload`]), as a packet socket sees them as they are.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket};
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimestampns, SndBufForce};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, setsockopt, socket,
+};
 use nix::sys::time::TimeSpec;
 use thiserror::Error;
 
@@ -28,6 +31,10 @@ const BUFFER_BYTES: usize = 1 << 17;
 const SOCKET_BYTES: usize = 64 << 20;
 /// Frames taken from one half before due frames of the other have their turn.
 const BATCH: usize = 64;
+/// A wake-up costs more than a frame. So frames that are due wait for each other, at most so long, and frames that will
+/// be delayed for at least [`RESTFUL_DELAY`] are looked for only so often; the kernel tells when they arrived.
+const REST: Duration = Duration::from_micros(300);
+const RESTFUL_DELAY: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Error)]
 pub enum RelayError {
@@ -153,6 +160,7 @@ fn packet_socket(device: &str) -> Result<OwnedFd, Errno> {
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
     setsockopt(&socket, RcvBufForce, &SOCKET_BYTES)?;
     setsockopt(&socket, SndBufForce, &SOCKET_BYTES)?;
+    setsockopt(&socket, ReceiveTimestampns, &true)?;
     let on: libc::c_int = 1;
     for option in [libc::PACKET_IGNORE_OUTGOING, libc::PACKET_QDISC_BYPASS] {
         // SAFETY: the value is an int that outlives the call, and the length is its own.
@@ -190,45 +198,75 @@ fn take_priority() -> Result<(), Errno> {
 
 fn run(sockets: &[OwnedFd; 2], shared: &Shared) {
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut readable = [true; 2];
+    let mut looked_at = [true; 2];
     while !shared.stopping.load(Ordering::Relaxed) {
+        let mut resting = [false; 2];
         let mut next_due: Option<Instant> = None;
         {
             let mut lanes = shared.lanes();
-            for (lane, (socket, readable)) in lanes.iter_mut().zip(sockets.iter().zip(readable)) {
-                if readable {
-                    take(socket, lane, &mut buffer);
-                }
+            for (half, lane) in lanes.iter_mut().enumerate().filter(|(half, _)| looked_at[*half]) {
+                let taken = take(&sockets[half], lane, &mut buffer);
+                resting[half] = (1..BATCH).contains(&taken) && lane.impairment().delay >= RESTFUL_DELAY;
             }
             for (lane, socket) in lanes.iter_mut().zip(sockets.iter().rev()) {
                 give(socket, lane);
                 next_due = next_due.into_iter().chain(lane.next_due()).min();
             }
         }
-        let timeout = next_due.map(|due| TimeSpec::from(due.saturating_duration_since(Instant::now())));
-        let mut polled = [sockets[0].as_fd(), sockets[1].as_fd(), shared.stop.as_fd()]
-            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
-        match ppoll(&mut polled, timeout, None) {
-            Ok(_) => readable = [0, 1].map(|half| polled[half].any().unwrap_or(true)),
-            Err(Errno::EINTR) => readable = [true; 2],
+        let timeout = if resting.contains(&true) {
+            Some(REST)
+        } else {
+            next_due.map(|due| due.saturating_duration_since(Instant::now()).max(REST))
+        };
+        let wanted = |rests| if rests { PollFlags::empty() } else { PollFlags::POLLIN };
+        let mut polled = [
+            PollFd::new(sockets[0].as_fd(), wanted(resting[0])),
+            PollFd::new(sockets[1].as_fd(), wanted(resting[1])),
+            PollFd::new(shared.stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match ppoll(&mut polled, timeout.map(TimeSpec::from), None) {
+            Ok(_) => looked_at = [0, 1].map(|half| resting[half] || polled[half].any().unwrap_or(true)),
+            Err(Errno::EINTR) => looked_at = [true; 2],
             Err(errno) => panic!("a relay cannot wait for frames: {errno}"),
         }
     }
 }
 
-/// Takes frames from a half.
-fn take(socket: &OwnedFd, lane: &mut Lane, buffer: &mut [u8]) {
-    for _ in 0..BATCH {
-        match recv(socket.as_raw_fd(), buffer, MsgFlags::empty()) {
-            Ok(length) => lane.offer(&buffer[..length], Instant::now()),
+/// Takes frames from a half, and gives how many.
+fn take(socket: &OwnedFd, lane: &mut Lane, buffer: &mut [u8]) -> usize {
+    // In this order: should the thread be stopped in between, frames pass late and not early.
+    let wall_clock = SystemTime::now();
+    let clocks = (Instant::now(), wall_clock);
+    for taken in 0..BATCH {
+        match receive(socket, buffer, clocks) {
+            Ok((length, arrived)) => lane.offer(&buffer[..length], arrived),
             // The device went down; its socket works on when it is up again.
-            Err(Errno::EAGAIN | Errno::ENETDOWN | Errno::EINTR) => return,
+            Err(Errno::EAGAIN | Errno::ENETDOWN | Errno::EINTR) => return taken,
             Err(errno) => {
                 eprintln!("lab: a relay cannot receive: {errno}");
-                return;
+                return taken;
             }
         }
     }
+    BATCH
+}
+
+/// The length of the next frame and when the kernel got it, which it tells in the time of the second clock.
+fn receive(socket: &OwnedFd, buffer: &mut [u8], clocks: (Instant, SystemTime)) -> Result<(usize, Instant), Errno> {
+    let mut control = nix::cmsg_space!(TimeSpec);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
+    let arrived = message.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(arrived) => Some(UNIX_EPOCH + Duration::from(arrived)),
+        _ => None,
+    });
+    let (now, wall_clock) = clocks;
+    let arrived = match arrived.map(|arrived| arrived.duration_since(wall_clock)) {
+        Some(Ok(since)) => now + since,
+        Some(Err(before)) => now - before.duration(),
+        None => now,
+    };
+    Ok((message.bytes, arrived))
 }
 
 /// Sends from a half what is due.

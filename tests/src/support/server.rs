@@ -1,4 +1,4 @@
-//! A server of the lab: HTTP, and TCP and UDP echo, on all addresses of its host, in both families.
+//! A server of the lab: HTTP, TCP and UDP echo, and an agent, on all addresses of its host, in both families.
 
 use std::io;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fastrand::Rng;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -13,15 +14,21 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::agent::{self, Agent};
 use super::echo;
 use super::http;
+use super::load::exponential;
 use super::netns::Namespace;
 use super::runtime::{Runtime, RuntimeError};
+use super::work::Work;
 
 /// Connections that may wait for `accept`.
 const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed, mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where the agent is asked.
+pub const AGENT_PORT: u16 = 9100;
 
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -44,19 +51,58 @@ impl Default for Ports {
     }
 }
 
-/// How HTTP requests for `/` and `/bytes/N` are answered.
+/// The time of a worker that a request takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ServiceTime {
+    Fixed(Duration),
+    /// Of exponential distribution with this mean, the same for the same server and order of requests.
+    Exponential(Duration),
+}
+
+/// How HTTP requests are answered, except those for `/agent`.
 #[derive(Clone, Copy, Debug)]
 pub struct Behaviour {
-    /// Time before each answer.
+    /// Time before each answer that takes no worker.
     pub delay: Duration,
+    pub service_time: ServiceTime,
+    /// Requests that are served at a time, at least one; others wait. Without, all are served at once.
+    pub workers: Option<u32>,
+    /// Divides the service time, also of requests that are being served. At zero the server hangs.
+    pub speed: f64,
     pub status: u16,
+    /// Share of the requests, 0 to 1, that get status 500 in the end.
+    pub error_share: f64,
+    /// Share of the TCP connections, 0 to 1, that are reset once they are accepted.
+    pub reset_share: f64,
     /// Answers `/` with a pattern of so many bytes instead of the description of the request.
     pub body_bytes: Option<usize>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { delay: Duration::ZERO, status: 200, body_bytes: None }
+        Self {
+            delay: Duration::ZERO,
+            service_time: ServiceTime::Fixed(Duration::ZERO),
+            workers: None,
+            speed: 1.0,
+            status: 200,
+            error_share: 0.0,
+            reset_share: 0.0,
+            body_bytes: None,
+        }
+    }
+}
+
+impl Behaviour {
+    /// A server with so many workers, which take a time of exponential distribution for each request.
+    pub fn workers(workers: u32, mean: Duration) -> Self {
+        Self { workers: Some(workers), service_time: ServiceTime::Exponential(mean), ..Self::default() }
+    }
+
+    /// Most requests that it can serve in a second, in the long run.
+    pub fn capacity(&self) -> f64 {
+        let (ServiceTime::Fixed(mean) | ServiceTime::Exponential(mean)) = self.service_time;
+        self.workers.map_or(f64::INFINITY, f64::from) * self.speed / mean.as_secs_f64()
     }
 }
 
@@ -77,6 +123,8 @@ pub struct Counts {
     pub datagrams: u64,
     /// Connections that are open now.
     pub open: usize,
+    /// Requests that are served or wait now.
+    pub in_flight: u64,
 }
 
 /// What the tasks of a server share.
@@ -86,7 +134,11 @@ pub(super) struct State {
     pub http_requests: AtomicU64,
     pub datagrams: AtomicU64,
     connections: AtomicU64,
+    in_flight: AtomicU64,
     behaviour: Mutex<Behaviour>,
+    work: Work,
+    pub agent: Mutex<Agent>,
+    random: Mutex<Rng>,
     open: watch::Sender<usize>,
     /// Changed to have all open connections reset.
     resets: watch::Sender<()>,
@@ -95,6 +147,62 @@ pub(super) struct State {
 impl State {
     pub fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         self.behaviour.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn random(&self) -> MutexGuard<'_, Rng> {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the time of a request, and gives the status of its answer.
+    pub async fn serve(&self) -> u16 {
+        let behaviour = *self.behaviour();
+        let (service_time, fails) = {
+            let mut random = self.random();
+            let service_time = match behaviour.service_time {
+                ServiceTime::Fixed(time) => time,
+                ServiceTime::Exponential(mean) => mean.mul_f64(exponential(&mut random)),
+            };
+            (service_time, random.f64() < behaviour.error_share)
+        };
+        if behaviour.workers.is_some() || !service_time.is_zero() {
+            self.work.serve(service_time).await;
+        }
+        if !behaviour.delay.is_zero() {
+            sleep(behaviour.delay).await;
+        }
+        if fails { 500 } else { behaviour.status }
+    }
+
+    /// Whether the next connection is to be reset.
+    fn resets_connection(&self) -> bool {
+        let share = self.behaviour().reset_share;
+        share > 0.0 && self.random().f64() < share
+    }
+
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Share of the workers that are at work, 0 to 1; none if there is a worker for every request.
+    pub fn busy(&self) -> Option<f64> {
+        self.work.busy()
+    }
+}
+
+/// A request counted as in flight while it lives.
+pub(super) struct InFlight<'a>(&'a State);
+
+impl<'a> InFlight<'a> {
+    pub fn new(state: &'a State) -> Self {
+        state.http_requests.fetch_add(1, Ordering::Relaxed);
+        state.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(state)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -144,7 +252,11 @@ impl Server {
             http_requests: AtomicU64::new(0),
             datagrams: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
             behaviour: Mutex::new(Behaviour::default()),
+            work: Work::new(),
+            agent: Mutex::new(Agent::default()),
+            random: Mutex::new(Rng::with_seed(name.bytes().fold(0, |seed, byte| seed * 31 + u64::from(byte)))),
             open: watch::Sender::new(0),
             resets: watch::Sender::new(()),
         });
@@ -181,8 +293,24 @@ impl Server {
         });
     }
 
+    /// Changes how requests are answered from now on. Requests that are being served keep their service time, and
+    /// take the workers and the speed that the server now has.
+    ///
+    /// # Panics
+    /// If there is no worker, or the speed is negative.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
+        assert!(behaviour.workers != Some(0) && behaviour.speed >= 0.0, "{behaviour:?}");
         *self.state.behaviour() = behaviour;
+        self.state.work.set(behaviour.workers, behaviour.speed);
+    }
+
+    pub fn behaviour(&self) -> Behaviour {
+        *self.state.behaviour()
+    }
+
+    /// Changes what the agent says.
+    pub fn set_agent(&self, agent: Agent) {
+        *self.state.agent.lock().unwrap_or_else(PoisonError::into_inner) = agent;
     }
 
     pub fn name(&self) -> &str {
@@ -195,6 +323,7 @@ impl Server {
             http_requests: self.state.http_requests.load(Ordering::Relaxed),
             datagrams: self.state.datagrams.load(Ordering::Relaxed),
             open: *self.state.open.borrow(),
+            in_flight: self.state.in_flight(),
         }
     }
 }
@@ -213,10 +342,12 @@ fn listen(state: &Arc<State>, ports: Ports) -> Result<Vec<JoinHandle<()>>, Serve
     };
     let http = tcp_listener(ports.http).map_err(fail("TCP", ports.http))?;
     let tcp_echo = tcp_listener(ports.echo).map_err(fail("TCP", ports.echo))?;
+    let agent = tcp_listener(AGENT_PORT).map_err(fail("TCP", AGENT_PORT))?;
     let udp_echo = echo::udp_socket(ports.echo).map_err(fail("UDP", ports.echo))?;
     Ok(vec![
         tokio::spawn(accept(http, Arc::clone(state), http::serve)),
         tokio::spawn(accept(tcp_echo, Arc::clone(state), echo::serve_tcp)),
+        tokio::spawn(accept(agent, Arc::clone(state), agent::serve)),
         tokio::spawn(echo::serve_udp(udp_echo, Arc::clone(state))),
     ])
 }
@@ -238,6 +369,7 @@ where
 {
     loop {
         match listener.0.accept().await {
+            Ok((stream, _)) if state.resets_connection() => reset_on_close(&stream),
             Ok((stream, _)) => {
                 tokio::spawn(serve(stream, Open::new(&state)));
             }

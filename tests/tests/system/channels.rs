@@ -9,6 +9,8 @@ use loadbalancer_tests::support::impair::Impairment;
 use loadbalancer_tests::support::lab::vip4;
 use loadbalancer_tests::support::plan::LabConfig;
 
+use loadbalancer_common::backend::PATH_SLOTS;
+
 use super::world::{Setup, World};
 
 /// What a probe takes at most until it counts as missed, three times, and what the message of it may take.
@@ -72,4 +74,99 @@ fn flows_leave_a_channel_that_dies_silently_and_come_back() {
         world.assert_held(&tcp);
         assert!(world.gateway.log().contains("a channel is back"), "{}", world.gateway.log());
     }
+}
+
+#[test]
+fn flows_prefer_the_channel_that_is_better_and_come_back_without_flapping() {
+    let cases = [
+        ("nat", Impairment::delay(Duration::from_millis(50))),
+        ("dsr-ipip", Impairment::delay(Duration::from_millis(50))),
+        ("dsr-gue", Impairment::loss(0.05)),
+    ];
+    for (mode, impairment) in cases {
+        let world = setup(mode).up();
+        let vip = vip4(1).into();
+        wait_slots(&world, "channel1", Duration::from_secs(5), is_shared);
+        ready(&world);
+        let held = world.hold(vip, Protocol::Tcp, 40);
+        world.lab.channels[0].relay.set(impairment);
+        // With 20 probes a second, one loss in twenty is certain enough within three seconds in four of five cases.
+        let at_most = Duration::from_secs(if impairment.loss > 0.0 { 8 } else { 3 });
+        let took = wait_slots(&world, "channel1", at_most, |slots| slots <= 1);
+        println!("{mode}: moved {took:?} after {impairment:?}");
+        world.assert_held(&held);
+        world.lab.channels[0].relay.set(Impairment::NONE);
+        let took = wait_slots(&world, "channel1", Duration::from_secs(60), is_shared);
+        println!("{mode}: back {took:?} after recovery");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let slots = slots(&world, "channel1");
+            assert!(slots.iter().all(|slots| (1..PATH_SLOTS).contains(slots)), "it flaps: {slots:?}");
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        world.assert_held(&held);
+    }
+}
+
+#[test]
+fn flows_leave_an_interface_that_goes_down_at_once_and_return_to_it() {
+    for mode in ["nat", "dsr-ipip"] {
+        let world = setup(mode).up();
+        let vip = vip4(1).into();
+        wait_slots(&world, "channel2", Duration::from_secs(5), is_shared);
+        ready(&world);
+        let held = world.hold(vip, Protocol::Tcp, 40);
+        let channel = &world.lab.channels[1];
+        channel.link_down().expect("taken down");
+        let took = wait_slots(&world, "channel2", MOVED, |slots| slots == 0);
+        println!("{mode}: moved {took:?} after the interface went down");
+        world.assert_held(&held);
+        let table = world.gateway.ask(&["channels"]);
+        assert!(table.contains("interface or next hop gone"), "{table}");
+        channel.link_up().expect("brought up");
+        wait_slots(&world, "channel2", Duration::from_secs(30), is_shared);
+        world.assert_held(&held);
+    }
+}
+
+#[test]
+fn a_server_without_a_usable_channel_says_so_and_serves_again() {
+    let world = setup("nat").up();
+    ready(&world);
+    world.lab.channels.iter().for_each(|channel| channel.relay.set(Impairment::CUT));
+    let unusable = |world: &World| report(world).servers.iter().all(|server| !server.reachable);
+    wait_until("no channel is left", Duration::from_secs(5), || unusable(&world))
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+    let pins = world.gateway.pins.display().to_string();
+    let backends = world.gateway.ask(&["backends", "--pins", &pins]);
+    assert!(backends.contains("probes are lost on all of its channels") || backends.contains("down"), "{backends}");
+    world.try_seen(0, vip4(1).into()).expect_err("nothing is reachable");
+    world.lab.channels[1].relay.set(Impairment::NONE);
+    wait_until("a channel is back", Duration::from_secs(20), || world.try_seen(0, vip4(1).into()).is_ok())
+        .unwrap_or_else(|error| panic!("{error}\n{}\n{}", world.gateway.ask(&["channels"]), world.tell()));
+}
+
+#[test]
+fn policy_routes_of_channels_go_with_the_controller_and_after_a_crash_with_the_next() {
+    let mut world = setup("nat").up();
+    let rules = |world: &World, family: &str| {
+        let mut command = world.lab.gateway.namespace.command("ip");
+        let output = command.args([family, "rule"]).output().expect("ip is installed");
+        String::from_utf8_lossy(&output.stdout).matches("0x4c42").count()
+    };
+    for family in ["-4", "-6"] {
+        assert_eq!(rules(&world, family), 2, "one for each channel");
+    }
+    world.gateway.stop(nix::sys::signal::Signal::SIGKILL);
+    assert_eq!(rules(&world, "-4"), 2, "nobody could remove them");
+    world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(rules(&world, "-4"), 2);
+    world.gateway.stop(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(rules(&world, "-4") + rules(&world, "-6"), 0);
+    world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+    world.gateway.stop(nix::sys::signal::Signal::SIGKILL);
+    let pins = world.gateway.pins.display().to_string();
+    let output = world.gateway.cli(&["detach", "--pins", &pins]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(rules(&world, "-4") + rules(&world, "-6"), 0);
 }

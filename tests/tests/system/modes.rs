@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use loadbalancer_tests::support::channel::Channel;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::host::Host;
 use loadbalancer_tests::support::lab::{vip4, vip6};
 use loadbalancer_tests::support::load::{Load, Pace};
 use loadbalancer_tests::support::plan::LabConfig;
+use loadbalancer_tests::support::relay::Direction;
 use loadbalancer_tests::support::server::Ports;
 
 use super::world::{Setup, World, both};
@@ -244,6 +246,21 @@ fn large_bodies_pass_in_every_mode() {
         if mode.starts_with("dsr-i") || mode.starts_with("dsr-g") {
             assert!(world.outcome("too_big_answered") > 0, "{mode}\n{}", world.tell());
         }
+    }
+}
+
+#[test]
+fn servers_behind_channels_are_served_in_every_routed_mode() {
+    for mode in ["nat", "dnat", "dsr-ipip", "dsr-gue"] {
+        let world = serves(Setup::new(mode).with(|setup| {
+            setup.vips = both();
+            setup.lab = LabConfig { channels: 2, ..setup.lab };
+        }));
+        let [first, second] = &world.lab.channels[..] else { panic!("two were asked for") };
+        let passed = |channel: &Channel| Direction::BOTH.map(|way| channel.relay.counts(way).passed);
+        assert!(passed(first)[0] > 1000 && passed(second)[0] < 100, "{mode}: the kernel takes the first");
+        // What goes to clients by itself takes the return link.
+        assert_eq!(passed(first)[1] > 1000, mode == "nat", "{mode}: {:?}", passed(first));
     }
 }
 
