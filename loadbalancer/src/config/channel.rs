@@ -38,7 +38,9 @@ pub(super) fn channels(root: &Section<'_, '_>) -> (Vec<Channel>, Vec<ChannelPlac
             root.error(place.name.clone(), message, "give each channel a name of its own");
         }
         let same = |other: &&Channel| {
-            (&other.interface, &other.next_hop, other.tunnel) == (&channel.interface, &channel.next_hop, channel.tunnel)
+            other.name != channel.name
+                && (&other.interface, &other.next_hop, other.tunnel)
+                    == (&channel.interface, &channel.next_hop, channel.tunnel)
         };
         if let Some(other) = channels.iter().find(same).filter(|_| !channel.interface.is_empty() && !place.wrong) {
             let message = format!("channel {} is the same way as channel {}", channel.name, other.name);
