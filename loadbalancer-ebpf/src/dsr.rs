@@ -8,6 +8,7 @@ use loadbalancer_common::net::tcp_flag;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::is_sampled;
 
 use crate::admit::{self, Choice, Refusal};
 use crate::affinity::{self, Found};
@@ -15,6 +16,7 @@ use crate::family::{Family, Rewrite, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
+use crate::observe::{self, Key};
 use crate::parse::{Packet, Part};
 use crate::refuse;
 use crate::verdict::Verdict;
@@ -242,7 +244,7 @@ fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32
 
 /// Sends a packet to its server.
 #[inline(always)]
-pub fn send<F: Family>(
+fn send<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
     service_id: u16,
@@ -257,6 +259,10 @@ pub fn send<F: Family>(
     };
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
+    }
+    // Looked up anew: kept since the beginning they would take stack, of which the IPv6 program has none to spare.
+    if maps::settings().is_some_and(|settings| is_sampled(hash, settings.sample_mask)) {
+        observe::client(ctx, packet, Key::Hash(hash), backend_id, path.channel, service.mode == mode::DNAT);
     }
     let fits = if service.mode == mode::DNAT {
         let new = Rewrite {

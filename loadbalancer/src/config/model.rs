@@ -32,6 +32,8 @@ pub struct Gateway {
     pub hash_seed: Option<u64>,
     /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
     pub vip_interface: Option<String>,
+    /// One flow in so many is watched for passive signals: a power of two; zero: none.
+    pub flows_per_sample: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

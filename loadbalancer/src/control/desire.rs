@@ -10,6 +10,7 @@ use loadbalancer_common::clock::{MAX_TICKS, ticks_of_seconds};
 use loadbalancer_common::path::Path;
 use loadbalancer_common::service::{Service as KernelService, mode};
 use loadbalancer_common::settings::TIMEOUTS;
+use loadbalancer_common::signal::mask_of;
 
 use super::resolver::Resolved;
 use crate::config::{Affinity, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts};
@@ -145,7 +146,13 @@ pub fn desired(
             });
         }
     }
-    Desired { seed, timeouts: timeouts(&config.timeouts), redirect_back: resolved.has_veth, services }
+    Desired {
+        seed,
+        timeouts: timeouts(&config.timeouts),
+        redirect_back: resolved.has_veth,
+        sample_mask: mask_of(config.gateway.flows_per_sample),
+        services,
+    }
 }
 
 fn backend(

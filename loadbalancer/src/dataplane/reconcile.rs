@@ -21,6 +21,7 @@ use super::census;
 use super::desired::{Desired, DesiredBackend, DesiredService};
 use super::kernel::{Kernel, Maps};
 use super::map::MapError;
+use super::signals::Source;
 use crate::ring::{self, Member};
 
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +143,21 @@ impl Reconciler {
         self.paths.get(&id)
     }
 
+    /// Whose passive signals there may be: every server with the channels of its paths.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        self.numbers.backends.iter().flat_map(|(server, backend)| {
+            let mut channels: Vec<u8> = Vec::with_capacity(1);
+            let mut paths = self.actual.backends[*backend as usize].paths.to_vec();
+            paths.dedup();
+            for path in paths.iter().filter_map(|id| self.paths.get(id)) {
+                if !channels.contains(&path.channel) {
+                    channels.push(path.channel);
+                }
+            }
+            channels.into_iter().map(|channel| Source { server: *server, backend: *backend, channel })
+        })
+    }
+
     pub fn active(&self, backend: u16) -> u32 {
         let active = self.kernel.maps.active.words()[backend as usize].load(Ordering::Relaxed) as i64;
         active.clamp(0, i64::from(u32::MAX)) as u32
@@ -250,6 +266,8 @@ impl Reconciler {
             flags,
             timeouts: desired.timeouts,
             zero: 0,
+            sample_mask: desired.sample_mask,
+            observed_mask: self.kernel.sizes.observed() - 1,
         };
         if settings != self.actual.settings {
             self.kernel.maps.settings.set(&0, &settings)?;

@@ -91,7 +91,8 @@ pub fn path(hop: &Hop, encapsulation: Encapsulation, target: IpAddr) -> Result<P
         header_len: header.len() as u8,
         l2_len: l2_len as u8,
         encap: kind,
-        pad: [0; 3],
+        channel: 0,
+        pad: [0; 2],
         outer_sum,
         header: room,
     })
