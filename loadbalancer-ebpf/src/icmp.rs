@@ -224,7 +224,7 @@ fn error_to_server<F: Family>(
             inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
             changes: true,
         };
-        (hash, backend_id) = ((flow.sport.0 as u64) << 24, flow.backend);
+        (hash, backend_id) = (forward::nat_hash(flow.sport), flow.backend);
     } else {
         hash = F::hash(settings.seed, quoted.dst, quoted.src, quoted.dport, quoted.sport, quoted.protocol);
         let slot_hash = if service.has(Service::CLIENT_AFFINITY) {

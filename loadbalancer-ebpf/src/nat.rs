@@ -19,7 +19,7 @@ use crate::family::{Family, Rewrite, V4, V6, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
-use crate::observe::{self, Key};
+use crate::observe::{self, Key, Replies};
 use crate::parse::{self, Packet, Part};
 use crate::refuse;
 use crate::timestamp::{self, Number};
@@ -107,8 +107,7 @@ pub fn to_server<F: Family>(
     let Some(backend) = maps::backend(backend_id) else {
         return Verdict::drop(service_id, Outcome::Internal);
     };
-    // A flow keeps to one path slot by its own source port, which is as good as a hash and at hand.
-    let path_id = forward::path_of(backend, (translation.sport.0 as u64) << 24);
+    let path_id = forward::path_of(backend, forward::nat_hash(translation.sport));
     let Some(path) = maps::path(path_id) else {
         return Verdict::drop(service_id, Outcome::NoPath);
     };
@@ -116,7 +115,7 @@ pub fn to_server<F: Family>(
         return verdict;
     }
     if translation.flags & SAMPLED != 0 {
-        observe::client(ctx, packet, Key::Nat(backend_id, translation.sport), backend_id, path.channel, true);
+        observe::client(ctx, packet, Key::Nat(backend_id, translation.sport), backend_id, path.channel, Replies::All);
     }
     if packet.part == Part::First {
         fragment::remember::<F>(packet, translation.src, translation.dst, service_id, backend_id, path_id, None);

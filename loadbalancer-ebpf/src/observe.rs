@@ -37,11 +37,22 @@ pub enum Key {
     Nat(u16, Be16),
 }
 
-/// A packet of a client that is about to be sent to its server. `both_ways`: replies come by as well.
+/// What the gateway gets to see of a flow's replies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Replies {
+    All = 0,
+    /// They do not pass.
+    None = 1,
+    /// They do not pass, and this packet, the client's first after its SYN, says that there was one.
+    Told = 2,
+}
+
+/// A packet of a client that is about to be sent to its server.
 #[inline(always)]
-pub fn client<A>(ctx: &XdpContext, packet: &Packet<A>, key: Key, backend: u16, channel: u8, both_ways: bool) {
+pub fn client<A>(ctx: &XdpContext, packet: &Packet<A>, key: Key, backend: u16, channel: u8, replies: Replies) {
     if packet.part == Part::Whole {
-        let target = backend as u64 | (channel as u64) << 16 | (both_ways as u64) << 24;
+        let target = backend as u64 | (channel as u64) << 16 | (replies as u64) << 24;
         let (key, kind) = key.words();
         observe_client(ctx.ctx, key, transport(packet) | kind, target);
     }
@@ -94,17 +105,25 @@ fn is_tcp(transport: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn observe_client(ctx: *mut xdp_md, key: u64, transport: u64, target: u64) -> u32 {
-    let Some(flow) = Flow::of(key, transport) else {
-        return 0;
+    let replies = match (target >> 24) as u8 {
+        0 => Replies::All,
+        1 => Replies::None,
+        _ => Replies::Told,
     };
-    let who = Who::new(flow.hash, target as u16, (target >> 16) as u8);
-    let both_ways = (target >> 24) & 1 != 0;
+    let who = |flow: &Flow| Who::new(flow.hash, target as u16, (target >> 16) as u8);
     if is_tcp(transport) {
-        if let Some(segment) = Segment::read(ctx, transport) {
-            flow.client_segment(who, both_ways, &segment);
+        // Most segments of clients only acknowledge; they need no look at the flow's entry.
+        if let Some(segment) = Segment::read(ctx, transport)
+            && (segment.length > 0 || segment.has(tcp_flag::SYN | tcp_flag::RST) || replies == Replies::Told)
+            && let Some(flow) = Flow::of(key, transport)
+        {
+            flow.client_segment(who(&flow), replies, &segment);
         }
-    } else if both_ways && (transport >> 16) as u16 as usize > UdpHdr::LEN {
-        flow.client_datagram(who);
+    } else if replies == Replies::All
+        && (transport >> 16) as u16 as usize > UdpHdr::LEN
+        && let Some(flow) = Flow::of(key, transport)
+    {
+        flow.client_datagram(who(&flow));
     }
     0
 }
@@ -248,7 +267,7 @@ impl Flow {
     }
 
     #[inline(always)]
-    fn client_segment(&self, who: Who, both_ways: bool, segment: &Segment) {
+    fn client_segment(&self, who: Who, replies: Replies, segment: &Segment) {
         if segment.has(tcp_flag::RST) {
             // The client gives up: what it did not wait for tells nothing.
             if self.who().is_of(self.hash) {
@@ -257,12 +276,15 @@ impl Flow {
             return;
         }
         if segment.has(tcp_flag::SYN) {
-            return self.syn(who, segment);
+            if !segment.has(tcp_flag::ACK | tcp_flag::FIN) {
+                self.syn(who, segment);
+            }
+            return;
         }
         let mut is_known = self.who() == who;
-        if is_known && !both_ways {
+        if is_known && replies == Replies::Told {
             let owed = self.owed();
-            // The third segment of a handshake (RFC 9293, section 3.5): the server's answer, which did not come by, has.
+            // The third segment of a handshake (RFC 9293, section 3.5).
             if owed.kind(self.hash) == pending::HANDSHAKE && self.settle(owed) {
                 handshake(who, owed);
             }
@@ -297,7 +319,7 @@ impl Flow {
             _ => set!(self.client_next, segment.end),
         }
         count(who, offset_of!(Signals, segments));
-        if both_ways {
+        if replies == Replies::All {
             self.request(segment, at == Place::InGap);
         }
     }

@@ -77,7 +77,7 @@ impl Tracker {
         self.round += 1;
         let mut news = Vec::new();
         for source in sources {
-            let now = load(maps, source);
+            let now = now(maps, source.backend, source.channel);
             let known = self.known.entry((source.backend, source.channel)).or_insert_with(|| Known::new(source, now));
             if known.server != source.server {
                 *known = Known::new(source, now);
@@ -93,10 +93,10 @@ impl Tracker {
     }
 }
 
-/// Each number is exact; all of them together are of no single moment.
-fn load(maps: &Maps, source: Source) -> Signals {
+/// What was counted ever. Each number is exact; all of them together are of no single moment.
+pub fn now(maps: &Maps, backend: u16, channel: u8) -> Signals {
     let mut words = [0; WORDS];
-    let place = index(source.backend, source.channel) as usize;
+    let place = index(backend, channel) as usize;
     if place < maps.signals.values() {
         for (word, counter) in words.iter_mut().zip(maps.signals.value(place)) {
             *word = counter.load(Ordering::Relaxed);
