@@ -34,15 +34,20 @@ pub struct Translation<A> {
     /// direction: zero.
     pub state: u32,
     /// [`TO_SERVER`] or [`TO_CLIENT`].
-    pub direction: u32,
+    pub direction: u16,
+    /// Both directions: [`SAMPLED`] or zero.
+    pub flags: u16,
     /// Both directions: what is added to the client's TCP timestamps, and taken from their echo. Zero: there are none.
     pub timestamps: u32,
     /// Where the client's packets came from; used by the direction to the client.
     pub last_hop: LastHop,
 }
 
-pub const TO_SERVER: u32 = 1;
-pub const TO_CLIENT: u32 = 2;
+pub const TO_SERVER: u16 = 1;
+pub const TO_CLIENT: u16 = 2;
+
+/// The flow is watched (see [`crate::signal`]). Kept here, as nothing else of a packet tells it without a hash.
+pub const SAMPLED: u16 = 1;
 
 impl<A: Copy> Translation<A> {
     /// The tuple of the other direction's packets: those that answer what this entry makes.

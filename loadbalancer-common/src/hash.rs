@@ -41,6 +41,13 @@ pub const fn flow6(seed: u64, src: Addr6, dst: Addr6, sport: Be16, dport: Be16, 
     mix(h ^ ports(sport, dport, protocol))
 }
 
+/// Hash of a `nat` flow by what is at hand in both directions without a look at its addresses: its backend, and the source port
+/// that it has there.
+#[inline(always)]
+pub const fn nat_flow(seed: u64, backend: u16, port: Be16, protocol: u8) -> u64 {
+    mix(seed ^ ports(port, Be16(backend), protocol))
+}
+
 /// Marks hashes of clients, so that they never meet the hash of a flow.
 const CLIENT: u64 = 0x636c_6965_6e74_0000;
 

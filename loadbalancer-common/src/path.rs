@@ -25,7 +25,7 @@ pub struct Path {
     pub l2_len: u8,
     /// One of [`encap`].
     pub encap: u8,
-    /// The channel that it belongs to, counted from 1; zero: none.
+    /// Which of the server's channels it is, for what is told of it; below [`crate::signal::CHANNELS`].
     pub channel: u8,
     pub pad: [u8; 2],
     /// Sum (RFC 1071, not complemented, host arithmetic over network-order words) of the outer IPv4 template.

@@ -6,12 +6,14 @@ use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::Reply;
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::is_sampled;
 
 use crate::affinity;
 use crate::family::{Family, Rewrite, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
+use crate::observe::{self, Key};
 use crate::parse::{Packet, Part};
 use crate::verdict::Verdict;
 
@@ -36,6 +38,9 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     };
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
         return verdict;
+    }
+    if is_sampled(hash, settings.sample_mask) {
+        observe::server(ctx, packet, Key::Hash(hash));
     }
     if packet.part == Part::First {
         fragment::remember::<F>(packet, vip, packet.dst, service, reply.backend, 0, Some(hop));

@@ -8,6 +8,7 @@ use loadbalancer_common::net::tcp_flag;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::is_sampled;
 
 use crate::admit::{self, Choice, Refusal};
 use crate::affinity::{self, Found};
@@ -15,6 +16,7 @@ use crate::family::{Family, Rewrite, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
+use crate::observe::{self, Key, Replies};
 use crate::parse::{Packet, Part};
 use crate::refuse;
 use crate::verdict::Verdict;
@@ -59,13 +61,10 @@ pub fn to_server<F: Family>(
             remember_client::<F>(ctx, packet);
         }
     }
-    let Some(backend) = maps::backend(chosen) else {
-        return Verdict::drop(service_id, Outcome::Internal);
-    };
     if service.mode == mode::DNAT && found.is_some() && found.entry.time() != now {
         remember_client::<F>(ctx, packet);
     }
-    send::<F>(ctx, packet, service_id, service, backend, chosen, hash)
+    send::<F>(ctx, packet, service_id, service, chosen, hash, found.entry.state())
 }
 
 /// Backend of a flow with an entry, brought up to date; none if the packet must be treated as a new flow's first.
@@ -240,23 +239,35 @@ fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32
     0
 }
 
-/// Sends a packet to its server.
+/// Sends a packet to its server. `before` is the flow's state before the packet.
 #[inline(always)]
-pub fn send<F: Family>(
+fn send<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
     service_id: u16,
     service: &Service,
-    backend: &Backend,
     backend_id: u16,
     hash: u64,
+    before: u8,
 ) -> Verdict {
+    let Some(backend) = maps::backend(backend_id) else {
+        return Verdict::drop(service_id, Outcome::Internal);
+    };
     let path_id = forward::path_of(backend, hash);
     let Some(path) = maps::path(path_id) else {
         return Verdict::drop(service_id, Outcome::NoPath);
     };
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
+    }
+    // Looked up anew: kept since the beginning they would take stack, of which the IPv6 program has none to spare.
+    if maps::settings().is_some_and(|settings| is_sampled(hash, settings.sample_mask)) {
+        let replies = match service.mode {
+            mode::DNAT => Replies::All,
+            _ if before == state::TCP_SYN => Replies::Told,
+            _ => Replies::None,
+        };
+        observe::client(ctx, packet, Key::Hash(hash), backend_id, path.channel, replies);
     }
     let fits = if service.mode == mode::DNAT {
         let new = Rewrite {

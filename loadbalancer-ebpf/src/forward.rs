@@ -21,10 +21,20 @@ use crate::verdict::Verdict;
 /// First of the 16,384 source ports of GUE packets: the dynamic range (RFC 6335), which is what its draft asks for.
 const GUE_SOURCE_PORTS: u16 = 0xc000;
 
+/// Lowest bit of a hash that chooses the path slot.
+const SLOT_SHIFT: u32 = 29;
+
 /// The path slot that a flow uses.
 #[inline(always)]
 pub fn path_of(backend: &Backend, hash: u64) -> u32 {
-    backend.paths[(hash >> 29) as usize & (PATH_SLOTS - 1)]
+    backend.paths[(hash >> SLOT_SHIFT) as usize & (PATH_SLOTS - 1)]
+}
+
+/// What chooses the path slot of a `nat` flow: the lowest bits of its source port, which is as good as a hash and at hand.
+/// The highest need not take all values in the range of ports.
+#[inline(always)]
+pub fn nat_hash(port: Be16) -> u64 {
+    (port.get() as u64) << SLOT_SHIFT
 }
 
 /// What keeps a packet from being sent on, and the answer it gets.

@@ -2,12 +2,13 @@
 
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::checksum::{finish, replace16, update};
-use loadbalancer_common::conntrack::Tuple;
+use loadbalancer_common::conntrack::{SAMPLED, Tuple};
 use loadbalancer_common::net::{Be16, protocol};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::LastHop;
 use loadbalancer_common::service::{Service, Vip, VipKey, mode};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::is_sampled;
 use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
 
@@ -18,6 +19,7 @@ use crate::family::{DONT_FRAGMENT4, Family, Ip4, Ip6, Rewrite};
 use crate::forward;
 use crate::frame::{self, LONG_QUOTE};
 use crate::maps;
+use crate::observe::{self, Key};
 use crate::parse::Packet;
 use crate::verdict::Verdict;
 
@@ -222,7 +224,7 @@ fn error_to_server<F: Family>(
             inner: Rewrite { src: flow.dst, dst: flow.src, sport: flow.dport, dport: flow.sport },
             changes: true,
         };
-        (hash, backend_id) = ((flow.sport.0 as u64) << 24, flow.backend);
+        (hash, backend_id) = (forward::nat_hash(flow.sport), flow.backend);
     } else {
         hash = F::hash(settings.seed, quoted.dst, quoted.src, quoted.dport, quoted.sport, quoted.protocol);
         let slot_hash = if service.has(Service::CLIENT_AFFINITY) {
@@ -278,6 +280,9 @@ fn error_to_nat_source<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) ->
     };
     // SAFETY: conntrack values live until a grace period after their removal.
     let flow = unsafe { &*found };
+    if flow.flags & SAMPLED != 0 && is_unreachable::<F>(packet) {
+        observe::unreachable(Key::Nat(flow.backend, work.quoted.sport), work.quoted.protocol);
+    }
     work.new = Rewritten {
         outer_src: flow.src,
         outer_dst: flow.dst,
@@ -305,6 +310,9 @@ fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, pack
     if !affinity::find(settings, hash).is_some() {
         return pass;
     }
+    if is_sampled(hash, settings.sample_mask) && is_unreachable::<F>(packet) {
+        observe::unreachable(Key::Hash(hash), quoted.protocol);
+    }
     let Some(hop) = F::last_hop(&packet.dst) else {
         return Verdict::drop(reply.service, Outcome::NoReturnPath);
     };
@@ -315,6 +323,13 @@ fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, pack
         changes: true,
     };
     error_to_client::<F>(ctx, packet, work, reply.service, hop)
+}
+
+/// Whether an ICMP error says that nobody gets what was sent, rather than that it should be sent in another way.
+#[inline(always)]
+fn is_unreachable<F: Family>(packet: &Packet<F::Addr>) -> bool {
+    let [kind, code] = packet.sport.0.to_ne_bytes();
+    if F::V6 { kind == 1 } else { kind == 3 && code != 4 }
 }
 
 #[inline(always)]

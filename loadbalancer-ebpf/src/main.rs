@@ -33,6 +33,7 @@ mod fragment;
 mod icmp;
 mod refuse;
 mod timestamp;
+mod observe;
 mod forward;
 
 use classify::Class;

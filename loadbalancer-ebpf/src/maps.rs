@@ -20,6 +20,7 @@ use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::ring::RingBlock;
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::{self, Observed, Signals, Who};
 
 /// The other programs, by [`loadbalancer_common::settings::program`].
 #[map]
@@ -71,6 +72,13 @@ static OUTCOMES: PerCpuArray<OutcomeCounters> = PerCpuArray::with_max_entries(2,
 #[map]
 static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(2, 0);
 
+/// Watched flows, by hash.
+#[map]
+static OBSERVED: Array<Observed> = Array::with_max_entries(1, 0);
+/// By [`signal::index`].
+#[map]
+static SIGNALS: Array<Signals> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Fails an insertion if the key exists.
 pub const ONLY_NEW: u64 = BPF_NOEXIST as u64;
 
@@ -114,6 +122,30 @@ pub fn path(id: u32) -> Option<&'static Path> {
 #[inline(always)]
 pub fn bucket(index: u32) -> Option<*mut Bucket> {
     AFFINITY.get_ptr_mut(index)
+}
+
+#[inline(always)]
+pub fn observed(index: u32) -> Option<*mut Observed> {
+    OBSERVED.get_ptr_mut(index)
+}
+
+#[inline(always)]
+pub fn signals(who: Who) -> Option<*mut Signals> {
+    SIGNALS.get_ptr_mut(signal::index(who.backend(), who.channel()))
+}
+
+/// Adds to a shared counter.
+#[inline(always)]
+pub fn add32(word: *mut u32, by: u32) {
+    // SAFETY: the pointer is to a map value, aligned to its size.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(word, by) };
+}
+
+/// See [`add32`].
+#[inline(always)]
+pub fn add64(word: *mut u64, by: u64) {
+    // SAFETY: the pointer is to a map value, aligned to its size.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, by) };
 }
 
 /// Coarse time in ticks.

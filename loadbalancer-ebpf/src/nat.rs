@@ -4,13 +4,14 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
-use loadbalancer_common::conntrack::{TO_CLIENT, TO_SERVER, Translation, Tuple};
+use loadbalancer_common::conntrack::{SAMPLED, TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::LastHop;
 use loadbalancer_common::service::Service;
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::is_sampled;
 
 use crate::admit::{self, Choice, Refusal};
 use crate::dsr;
@@ -18,6 +19,7 @@ use crate::family::{Family, Rewrite, V4, V6, rewrite};
 use crate::forward;
 use crate::fragment;
 use crate::maps;
+use crate::observe::{self, Key, Replies};
 use crate::parse::{self, Packet, Part};
 use crate::refuse;
 use crate::timestamp::{self, Number};
@@ -105,13 +107,15 @@ pub fn to_server<F: Family>(
     let Some(backend) = maps::backend(backend_id) else {
         return Verdict::drop(service_id, Outcome::Internal);
     };
-    // A flow keeps to one path slot by its own source port, which is as good as a hash and at hand.
-    let path_id = forward::path_of(backend, (translation.sport.0 as u64) << 24);
+    let path_id = forward::path_of(backend, forward::nat_hash(translation.sport));
     let Some(path) = maps::path(path_id) else {
         return Verdict::drop(service_id, Outcome::NoPath);
     };
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
+    }
+    if translation.flags & SAMPLED != 0 {
+        observe::client(ctx, packet, Key::Nat(backend_id, translation.sport), backend_id, path.channel, Replies::All);
     }
     if packet.part == Part::First {
         fragment::remember::<F>(packet, translation.src, translation.dst, service_id, backend_id, path_id, None);
@@ -144,6 +148,9 @@ pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdi
     let hop = translation.last_hop;
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
         return verdict;
+    }
+    if translation.flags & SAMPLED != 0 {
+        observe::server(ctx, packet, Key::Nat(translation.backend, packet.dport));
     }
     if packet.part == Part::First {
         fragment::remember::<F>(
@@ -373,6 +380,9 @@ fn take_port<F: Family>(service_backend: u32, attempt: u32) -> bool {
     // SAFETY: this CPU's own memory, which `open` has filled.
     let opening = unsafe { &mut *scratch };
     opening.forward.sport = Be16::new(port);
+    let hash = hash::nat_flow(settings.seed, service_backend as u16, opening.forward.sport, opening.key.protocol);
+    let flags = if is_sampled(hash, settings.sample_mask) { SAMPLED } else { 0 };
+    (opening.forward.flags, opening.reply.flags) = (flags, flags);
     reverse(&mut opening.reply_key, &opening.forward, opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);
     if !owned && reclaim::<F>(settings, opening, attempt >= PATIENT_ATTEMPTS) {
@@ -484,7 +494,8 @@ fn refresh<F: Family>(
             (reply.src, reply.dst) = (packet.dst, packet.src);
             (reply.sport, reply.dport) = (packet.dport, packet.sport);
             (reply.service, reply.backend) = (current.service, current.backend);
-            (reply.time, reply.state, reply.direction) = (now, 0, TO_CLIENT);
+            (reply.time, reply.state) = (now, 0);
+            (reply.direction, reply.flags) = (TO_CLIENT, current.flags);
             reply.timestamps = current.timestamps;
             reply.last_hop = hop;
             // If it fails, another CPU has just done it, or the map is full of younger entries.

@@ -42,6 +42,8 @@ pub struct Gateway {
     pub channel_marks: u32,
     /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
     pub vip_interface: Option<String>,
+    /// One flow in so many is watched for passive signals: a power of two; zero: none.
+    pub flows_per_sample: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use loadbalancer_common::clock::{MAX_TICKS, seconds_of_ticks};
 use loadbalancer_common::net::GUE_PORT;
 use loadbalancer_common::service::MAX_TIERS;
+use loadbalancer_common::signal::MOST_FLOWS_PER_SAMPLE;
 use toml::de::DeTable;
 
 use super::channel;
@@ -127,6 +128,7 @@ fn gateway_defaults() -> Gateway {
         hash_seed: None,
         channel_marks: 0x4c42_0000,
         vip_interface: None,
+        flows_per_sample: 16,
     }
 }
 
@@ -177,8 +179,20 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     set(&mut gateway.channel_marks, section.number("channel_marks", 256..=0xffff_ff00));
     gateway.vip_interface =
         section.string("vip_interface", "eth0").and_then(|name| interface_name(&section, name)).map(|name| name.value);
+    set(&mut gateway.flows_per_sample, section.parsed("passive", "1/16", flows_per_sample));
     section.finish();
     gateway
+}
+
+/// A share such as `1/16`, or `off`.
+fn flows_per_sample(text: &str) -> Result<u32, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    match text.strip_prefix("1/").map(str::parse::<u32>) {
+        Some(Ok(flows)) if flows.is_power_of_two() && flows <= MOST_FLOWS_PER_SAMPLE => Ok(flows),
+        _ => Err(format!("`{text}` is not \"off\" or 1/N with N a power of two up to {MOST_FLOWS_PER_SAMPLE}")),
+    }
 }
 
 pub(super) fn interface_name(section: &Section<'_, '_>, name: At<&str>) -> Option<At<String>> {

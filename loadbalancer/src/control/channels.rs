@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::quality::histogram;
+use crate::dataplane::signals::Interval;
 use crate::health::ProbeError;
 use crate::quality::channel::explain::{ChannelReport, ChannelsReport};
-use crate::quality::channel::{Channels, Event, Settings, Slots};
+use crate::quality::channel::{Channels, Event, Passive, Settings, Slots};
 use crate::quality::signal::{ChannelKey, Failure};
 
 /// All channels of all servers.
@@ -144,6 +146,20 @@ impl ChannelLoops {
         let now = self.now(now);
         let Some(it) = self.servers.get_mut(&server) else { return Vec::new() };
         it.channels.probe(channel, result, now).into_iter().map(|event| (server, event)).collect()
+    }
+
+    /// Takes what the packet path has seen of a channel.
+    pub fn passed(&mut self, server: u32, channel: ChannelKey, seen: &Interval, now: Instant) {
+        let now = self.now(now);
+        let Some(it) = self.servers.get_mut(&server) else { return };
+        let whole = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let resent = seen.lost_segments + seen.lost_handshakes;
+        let passive = Passive {
+            sent: whole(seen.segments + seen.handshakes.count() + resent),
+            resent: whole(resent),
+            handshakes: histogram(&seen.handshakes),
+        };
+        it.channels.passive(channel, &passive, now);
     }
 
     /// Compares the channels of all servers.

@@ -22,7 +22,7 @@ use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::{AttachMode, KernelError};
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
-use crate::dataplane::stats;
+use crate::dataplane::{signals, stats};
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
@@ -62,6 +62,8 @@ struct ServerState {
     /// What its agent says.
     word: LastWord,
     entry: Entry,
+    /// As in the configuration.
+    channels: Vec<u8>,
     /// It is to be checked, but not to serve.
     held: bool,
     /// When its health last changed, in ticks: see [`census::affinity`].
@@ -89,6 +91,7 @@ pub struct Controller {
     quality: Quality,
     channels: ChannelLoops,
     standby: StandbyPool,
+    signals: signals::Tracker,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -128,6 +131,7 @@ impl Controller {
             quality: Quality::new(now),
             channels: ChannelLoops::default(),
             standby: StandbyPool::new(hooks, now),
+            signals: signals::Tracker::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -251,11 +255,13 @@ impl Controller {
                         },
                         health: None,
                         word: LastWord::default(),
+                        channels: Vec::new(),
                         held: false,
                         entry: if kernel.is_some() { Entry::Known } else { entry },
                         suspect_since: None,
                     }
                 });
+                state.channels.clone_from(&server.channels);
                 match &service.check {
                     Some(check) => {
                         match &mut state.health {
@@ -326,6 +332,8 @@ impl Controller {
                 let Some(state) = self.servers.get(&id) else { continue };
                 let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
                 let kernel = number.map_or([None; PATH_SLOTS], |number| self.reconciler.channels_of(*number));
+                let key = |channel: u8| server.channels.get(usize::from(channel)).map(|it| ChannelKey(u16::from(*it)));
+                let kernel = kernel.map(|channel| channel.and_then(key));
                 let present = server.channels.iter().map(|position| {
                     let channel = &self.config.channels[usize::from(*position)];
                     let hop = self.resolved.hops.get(&desire::channel_way(channel, server.addr));
@@ -437,12 +445,27 @@ impl Controller {
 
     /// Every [`QUALITY_TICK`]: turns what was measured into weights.
     pub fn on_quality_tick(&mut self) {
+        self.take_signals();
         let events = self.channels.step(Instant::now());
         let moved = self.take_channel_events(&events);
         if self.step_quality() || moved {
             self.write();
         }
         self.step_standby();
+    }
+
+    /// Passes on what the packet path has seen of the quality of servers and channels.
+    fn take_signals(&mut self) {
+        let now = Instant::now();
+        let maps = &self.reconciler.kernel().maps;
+        for (source, seen) in self.signals.read(maps, self.reconciler.sources()) {
+            let (service, backend) = source.server;
+            let Some(state) = self.servers.get(&ServerId { service, backend }) else { continue };
+            self.quality.passed(ServerKey(state.check_key), &seen, now);
+            if let Some(channel) = state.channels.get(usize::from(source.channel)) {
+                self.channels.passed(state.check_key, ChannelKey(u16::from(*channel)), &seen, now);
+            }
+        }
     }
 
     fn step_quality(&mut self) -> bool {

@@ -10,6 +10,7 @@ use loadbalancer_common::clock::{MAX_TICKS, ticks_of_seconds};
 use loadbalancer_common::path::Path;
 use loadbalancer_common::service::{Service as KernelService, mode};
 use loadbalancer_common::settings::TIMEOUTS;
+use loadbalancer_common::signal::mask_of;
 
 use super::quality::Given;
 use super::resolver::Resolved;
@@ -168,10 +169,11 @@ pub fn reach(config: &Config, service: &Service, server: &Server, standing: &Sta
     let found: Vec<(u8, Result<Path, String>)> = server
         .channels
         .iter()
-        .map(|position| {
+        .zip(0..)
+        .map(|(position, number)| {
             let channel = &config.channels[usize::from(*position)];
             let path = path_over(service, &channel_way(channel, server.addr), channel.tunnel, resolved);
-            (*position, path.map(|path| Path { channel: *position + 1, ..path }))
+            (*position, path.map(|path| Path { channel: number, ..path }))
         })
         .collect();
     let Some(any) = found.iter().find_map(|(_, path)| path.as_ref().ok()) else {
@@ -251,7 +253,13 @@ pub fn desired(
             });
         }
     }
-    Desired { seed, timeouts: timeouts(&config.timeouts), redirect_back: resolved.has_veth, services }
+    Desired {
+        seed,
+        timeouts: timeouts(&config.timeouts),
+        redirect_back: resolved.has_veth,
+        sample_mask: mask_of(config.gateway.flows_per_sample),
+        services,
+    }
 }
 
 fn backend(

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::desire::ServerId;
+use crate::dataplane::signals::{Interval, Latencies};
 use crate::health::{AgentAdmin, AgentState, ProbeError, Word as AgentWord};
 use crate::quality::Settings;
 use crate::quality::explain::{GroupReport, ServerReport};
 use crate::quality::group::{Entry, Event, Group, Level, Nominal};
-use crate::quality::signal::{Failure, Kind, ReportedLoad, Sample, ServerKey, Word, WordState};
+use crate::quality::signal::{Counts, Failure, Histogram, Kind, ReportedLoad, Sample, ServerKey, Word, WordState};
 
 /// Who is compared with whom: a service in the kernel, and a tier of it.
 pub type GroupKey = (u64, u8);
@@ -113,6 +114,22 @@ impl Quality {
         }
     }
 
+    /// Takes what the packet path has seen of a server.
+    pub fn passed(&mut self, server: ServerKey, seen: &Interval, now: Instant) {
+        let now = self.since_epoch(now);
+        let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) else { return };
+        let kinds = [
+            (Kind::Handshake, &seen.handshakes, seen.lost_handshakes, seen.refused_handshakes),
+            (Kind::Response, &seen.responses, seen.lost_requests, seen.refused_requests),
+        ];
+        for (kind, latencies, losses, errors) in kinds {
+            if latencies.count() + losses + errors > 0 {
+                let latencies = histogram(latencies);
+                group.counts(&Counts { target: server.into(), kind, latencies, losses, errors }, now);
+            }
+        }
+    }
+
     /// One step of all loops, with the settings of each service in the kernel and with all servers as they are; who is not among them is forgotten.
     pub fn step(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Instant) -> Step {
         let now = self.since_epoch(now);
@@ -188,6 +205,13 @@ impl Quality {
         let now = self.since_epoch(now);
         self.groups.iter().map(move |(key, group)| (*key, group.explain(now)))
     }
+}
+
+/// Latencies as the packet path counts them, as the loops take them.
+pub fn histogram(latencies: &Latencies) -> Histogram {
+    let mut histogram = Histogram::from_counts(&latencies.counts);
+    histogram.sum_ns = Some(latencies.sum_ns);
+    histogram
 }
 
 /// What a server says of itself, as the loop takes it.

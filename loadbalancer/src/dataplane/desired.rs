@@ -16,6 +16,8 @@ pub struct Desired {
     pub timeouts: [u16; TIMEOUTS],
     /// See [`loadbalancer_common::settings::Settings::REDIRECT_BACK`].
     pub redirect_back: bool,
+    /// See [`loadbalancer_common::signal::is_sampled`].
+    pub sample_mask: u32,
     pub services: Vec<DesiredService>,
 }
 

@@ -185,7 +185,7 @@ pub fn count(maps: &Maps) -> Result<Vec<Count>, MapError> {
             count.affinity += 1;
         }
     }
-    let mut add = |direction: u32, backend: u16| {
+    let mut add = |direction: u16, backend: u16| {
         if direction == TO_SERVER
             && let Some(count) = counts.get_mut(&backend)
         {

@@ -22,6 +22,7 @@ use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::ring::{BLOCK_SLOTS, RingBlock, SLOT_BLOCKS};
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::{Settings, program as index};
+use loadbalancer_common::signal::{CHANNELS, Observed, Signals};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::map::{Map, MapError, Mapped};
@@ -71,7 +72,13 @@ impl Sizes {
         self.backends * 4 + 16
     }
 
-    fn entries(&self) -> [(&'static str, u32); 22] {
+    /// Places for watched flows: as many as there are at a time of one in sixteen. More than can be in use at a moment would
+    /// only take the processor's cache.
+    pub fn observed(&self) -> u32 {
+        (self.flows.max(self.nat_flows) / 16).clamp(1 << 10, 1 << 18).next_power_of_two()
+    }
+
+    fn entries(&self) -> [(&'static str, u32); 24] {
         [
             ("PROGRAMS", index::COUNT),
             ("SETTINGS", 1),
@@ -96,6 +103,8 @@ impl Sizes {
             ("NAT_PORTS", self.backends + 1),
             ("OUTCOMES", self.services + 1),
             ("BACKEND_COUNTERS", self.backends + 1),
+            ("OBSERVED", self.observed()),
+            ("SIGNALS", (self.backends + 1) * CHANNELS as u32),
         ]
     }
 }
@@ -194,6 +203,8 @@ pub struct Maps {
     pub last_hops6: Map<Addr6, LastHop>,
     pub outcomes: Map<u32, OutcomeCounters>,
     pub backend_counters: Map<u32, BackendCounters>,
+    pub observed: Map<u32, Observed>,
+    pub signals: Mapped<Signals>,
 }
 
 /// The packet path in the kernel.
@@ -548,6 +559,8 @@ impl Maps {
             last_hops6: take.map("LAST_HOPS6")?,
             outcomes: take.map("OUTCOMES")?,
             backend_counters: take.map("BACKEND_COUNTERS")?,
+            observed: take.map("OBSERVED")?,
+            signals: take.map::<u32, _>("SIGNALS")?.mapped()?,
         })
     }
 }

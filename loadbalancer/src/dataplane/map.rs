@@ -240,6 +240,11 @@ impl<V: Pod> Mapped<V> {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes / size_of::<u64>()) }
     }
 
+    /// Number of values.
+    pub fn values(&self) -> usize {
+        self.bytes / size_of::<V>()
+    }
+
     /// The words of one value.
     pub fn value(&self, index: usize) -> &[AtomicU64] {
         let words = size_of::<V>() / size_of::<u64>();

@@ -6,6 +6,7 @@ pub mod desired;
 pub mod reconcile;
 pub mod census;
 pub mod stats;
+pub mod signals;
 pub mod flows;
 pub mod decap;
 mod occupant;

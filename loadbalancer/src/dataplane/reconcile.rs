@@ -21,8 +21,7 @@ use super::census;
 use super::desired::{Desired, DesiredBackend, DesiredService};
 use super::kernel::{Kernel, Maps};
 use super::map::MapError;
-use crate::quality::channel::Slots;
-use crate::quality::signal::ChannelKey;
+use super::signals::Source;
 use crate::ring::{self, Member};
 
 #[derive(Debug, thiserror::Error)]
@@ -139,16 +138,30 @@ impl Reconciler {
         self.actual.services.get(id as usize)
     }
 
-    /// The channel of each path slot of a backend.
-    pub fn channels_of(&self, backend: u16) -> Slots {
-        let channel = |id: u32| self.paths.get(&id).and_then(|path| path.channel.checked_sub(1));
+    /// Which of a backend's channels each of its path slots has.
+    pub fn channels_of(&self, backend: u16) -> [Option<u8>; PATH_SLOTS] {
         let paths = self.actual.backends.get(usize::from(backend)).map_or([0; PATH_SLOTS], |backend| backend.paths);
-        paths.map(|id| channel(id).map(|position| ChannelKey(u16::from(position))))
+        paths.map(|id| self.paths.get(&id).map(|path| path.channel))
     }
 
     /// A path as the kernel has it.
     pub fn path(&self, id: u32) -> Option<&Path> {
         self.paths.get(&id)
+    }
+
+    /// Whose passive signals there may be: every server with the channels of its paths.
+    pub fn sources(&self) -> impl Iterator<Item = Source> {
+        self.numbers.backends.iter().flat_map(|(server, backend)| {
+            let mut channels: Vec<u8> = Vec::with_capacity(1);
+            let mut paths = self.actual.backends[*backend as usize].paths.to_vec();
+            paths.dedup();
+            for path in paths.iter().filter_map(|id| self.paths.get(id)) {
+                if !channels.contains(&path.channel) {
+                    channels.push(path.channel);
+                }
+            }
+            channels.into_iter().map(|channel| Source { server: *server, backend: *backend, channel })
+        })
     }
 
     pub fn active(&self, backend: u16) -> u32 {
@@ -259,6 +272,8 @@ impl Reconciler {
             flags,
             timeouts: desired.timeouts,
             zero: 0,
+            sample_mask: desired.sample_mask,
+            observed_mask: self.kernel.sizes.observed() - 1,
         };
         if settings != self.actual.settings {
             self.kernel.maps.settings.set(&0, &settings)?;

@@ -18,6 +18,7 @@ use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::encap;
 use loadbalancer_common::service::mode;
+use loadbalancer_common::signal::mask_of;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -31,6 +32,10 @@ static GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "
 const FLOWS: [u32; 4] = [1, 1_000, 100_000, 1_000_000];
 const SERVERS: usize = 100;
 const TEMPLATE: usize = 80;
+/// Bytes of payload with which a frame is as long as one that the generator knows.
+const PAYLOAD: usize = 12;
+/// As the configuration has it by default.
+const USUAL_FLOWS_PER_SAMPLE: u32 = 16;
 /// Room for the largest number of flows, and for new ones beside.
 const SIZES: Sizes =
     Sizes { services: 16, backends: 1024, rings: 16, flows: 1_000_000, nat_flows: 1_200_000, vips: 1024 };
@@ -51,6 +56,9 @@ struct Arguments {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Only what watching flows costs
+    #[arg(long)]
+    passive: bool,
     /// Draw plots: FILE with `-established` and `-new` before its end
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -120,7 +128,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     println!("{:<16} {:<12} {:>9} {:>9} {:>8} {:>7}  bar", "mode", "packets", "flows", "null ns", "net ns", "ratio");
     let mut figures = Vec::new();
     let mut lines = [Vec::new(), Vec::new()];
-    for mode in MODES.iter().filter(|mode| mode.name.contains(&arguments.filter)) {
+    let modes = || MODES.iter().filter(|mode| mode.name.contains(&arguments.filter));
+    for mode in modes().take_while(|_| !arguments.passive) {
         let mut bench = Bench::new(*mode)?;
         for (kind, lines) in [Kind::Established, Kind::New].into_iter().zip(&mut lines) {
             let mut line = Line { name: mode.name.to_owned(), points: Vec::new() };
@@ -158,6 +167,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
             lines.push(line);
         }
     }
+    println!("\nnet ns per packet with no flow watched, one in sixteen, and all");
+    println!(
+        "{:<16} {:<12} {:>9} {:>8} {:>8} {:>8} {:>7}  bar",
+        "mode", "packets", "flows", "none", "1/16", "all", "ratio"
+    );
+    for mode in modes() {
+        passive(&mut Bench::new(*mode)?, arguments, &mut figures)?;
+    }
     let cost = |name: &str| {
         let name = format!("{name}, established, 1 flows: net");
         figures.iter().find(|figure| figure.name == name).map(|figure| figure.value)
@@ -188,6 +205,37 @@ fn run(arguments: &Arguments) -> Result<bool> {
 /// less here, by as much as the generator does less, so the unit and not the ratio is what is comparable.
 const REFERENCE_NULL: f64 = 77.0;
 
+/// What watching flows costs, by their share: net ns with none, one in sixteen and all of them watched.
+fn passive(bench: &mut Bench, arguments: &Arguments, figures: &mut Vec<Figure>) -> Result<()> {
+    for kind in [Kind::Established, Kind::Data] {
+        if kind == Kind::Data && !bench.has_room_for_data() {
+            continue;
+        }
+        for flows in [FLOWS[0], FLOWS[FLOWS.len() - 1]] {
+            let [off, usual, every] = bench.measure_passive(kind, flows, arguments)?;
+            let name = format!("{}, {}, {flows} flows", bench.mode.name, kind.label());
+            let ratio = usual.iter().zip(&off).map(|(usual, off)| usual / off).collect();
+            let ratio = Figure::new(format!("{name}: 1/16 watched / none"), "", ratio).with_bar(Bar::AtMost(1.1));
+            println!(
+                "{:<16} {:<12} {:>9} {:>8.1} {:>8.1} {:>8.1} {:>7.2}  {}",
+                bench.mode.name,
+                kind.label(),
+                flows,
+                median(&off),
+                median(&usual),
+                median(&every),
+                ratio.value,
+                ratio.bar_text()
+            );
+            for (share, rounds) in [("none", off), ("1/16", usual), ("all", every)] {
+                figures.push(Figure::new(format!("{name}: net, {share} watched"), "ns", rounds));
+            }
+            figures.push(ratio);
+        }
+    }
+    Ok(())
+}
+
 fn bar(mode: &str, kind: Kind, flows: u32) -> Option<f64> {
     match (mode, kind, flows) {
         ("dsr-ipip", Kind::Established, 1) => Some(1.2),
@@ -201,6 +249,9 @@ fn bar(mode: &str, kind: Kind, flows: u32) -> Option<f64> {
 enum Kind {
     /// Packets of flows that are in the table.
     Established,
+    /// The same with a little payload, always the same, which a watched flow takes for sent again: the most that there is
+    /// to count.
+    Data,
     /// First packets of ever new flows, beside those in the table.
     New,
 }
@@ -209,6 +260,7 @@ impl Kind {
     const fn label(self) -> &'static str {
         match self {
             Self::Established => "established",
+            Self::Data => "data",
             Self::New => "new",
         }
     }
@@ -219,6 +271,8 @@ struct Bench {
     generator: Ebpf,
     service: u16,
     mode: Mode,
+    /// Bytes behind the transport header.
+    payload: usize,
 }
 
 impl Bench {
@@ -248,23 +302,17 @@ impl Bench {
             let words: [[u8; 4]; 5] = [[0x45, 0, 0, 0], [0, 0, 0x40, 0], [64, 4, 0, 0], [10, 0, 0, 1], [10, 0, 1, 9]];
             outer.set(backend, words.map(u32::from_ne_bytes), 0)?;
         }
-        Ok(Self { world, generator, service, mode })
+        world.change_settings(|settings| settings.sample_mask = mask_of(USUAL_FLOWS_PER_SAMPLE))?;
+        Ok(Self { world, generator, service, mode, payload: 0 })
     }
 
     /// Costs of rounds: null program, net, net / null, and net / net of the reference, where there is one.
     fn measure(&mut self, kind: Kind, flows: u32, arguments: &Arguments) -> Result<[Vec<f64>; 4]> {
-        self.forget()?;
-        // Each flow once as new, once more as established.
-        for flags in [tcp_flag::SYN, tcp_flag::ACK] {
-            self.generate(Target::Gateway, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
-            if self.has_reference() {
-                self.generate(Target::Lru, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
-            }
-        }
+        self.prime(flows)?;
         let mut costs = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
         for round in 0..arguments.rounds {
             let (order, flags, first, cycle, packets) = match kind {
-                Kind::Established => (Order::Random, tcp_flag::ACK, 0x0b00_0000, flows, arguments.packets),
+                Kind::Established | Kind::Data => (Order::Random, tcp_flag::ACK, 0x0b00_0000, flows, arguments.packets),
                 // Never the same twice; few enough that those in the table are not pushed out.
                 Kind::New => {
                     let packets = arguments.packets.min(100_000);
@@ -287,6 +335,52 @@ impl Bench {
             costs[2].push((full - null) / null);
         }
         Ok(costs)
+    }
+
+    /// Opens flows.
+    fn prime(&mut self, flows: u32) -> Result<()> {
+        self.forget()?;
+        self.payload = 0;
+        // Each flow once as new, once more as established.
+        for flags in [tcp_flag::SYN, tcp_flag::ACK] {
+            self.generate(Target::Gateway, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
+            if self.has_reference() {
+                self.generate(Target::Lru, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Net costs of rounds with no flow watched, one in sixteen, and all.
+    fn measure_passive(&mut self, kind: Kind, flows: u32, arguments: &Arguments) -> Result<[Vec<f64>; 3]> {
+        let mut costs = [Vec::new(), Vec::new(), Vec::new()];
+        self.prime(flows)?;
+        for round in 0..arguments.rounds {
+            let mut nets = [0.0; 3];
+            for (net, flows_per_sample) in nets.iter_mut().zip([0, 16, 1]) {
+                self.world.change_settings(|settings| settings.sample_mask = mask_of(flows_per_sample))?;
+                // Flows of `nat` are chosen when they begin.
+                if self.mode.mode == mode::NAT || round == 0 {
+                    self.prime(flows)?;
+                }
+                self.payload = if kind == Kind::Data { PAYLOAD } else { 0 };
+                let run = (Order::Random, tcp_flag::ACK, 0x0b00_0000, flows, arguments.packets);
+                let full = self.generate(Target::Gateway, run.0, run.1, run.2, run.3, run.4)?;
+                *net = full - self.generate(Target::Null, run.0, run.1, run.2, run.3, run.4)?;
+            }
+            if flows == 1 {
+                // The one flow is watched or it is not; of many, one in sixteen is.
+                nets[1] = nets[0] + (nets[2] - nets[0]) / 16.0;
+            }
+            costs.iter_mut().zip(nets).for_each(|(costs, net)| costs.push(net));
+        }
+        self.payload = 0;
+        self.world.change_settings(|settings| settings.sample_mask = mask_of(USUAL_FLOWS_PER_SAMPLE))?;
+        Ok(costs)
+    }
+
+    fn has_room_for_data(&self) -> bool {
+        !self.mode.v6 && !self.mode.udp && !self.mode.options
     }
 
     /// The reference program encapsulates IPv4 in IPv4.
@@ -374,7 +468,7 @@ impl Bench {
         } else {
             Frame::tcp(client, 1_024, vip, 80, flags)
                 .with(|frame| {
-                    frame.payload = Vec::new();
+                    frame.payload = vec![0; self.payload];
                     if let Transport::Tcp { options, .. } = &mut frame.transport
                         && self.mode.options
                     {

@@ -188,6 +188,7 @@ pub fn all() -> Vec<Case> {
         super::hot::add(&mut cases, family);
         super::repair::add(&mut cases, family);
         super::ends::add(&mut cases, family);
+        super::signals::add(&mut cases, family);
     }
     cases
 }

@@ -124,7 +124,7 @@ pub(super) struct Part {
 }
 
 /// A flow's entry in one direction; none if there is none.
-pub(super) fn translation(world: &World, flow: &Flow, direction: u32) -> Result<Option<Part>> {
+pub(super) fn translation(world: &World, flow: &Flow, direction: u16) -> Result<Option<Part>> {
     let maps = &world.kernel().maps;
     if flow.family.name == V6.name {
         Ok(find(&maps.conntrack6, flow, direction)?.map(|(_, value)| part(&value)))
@@ -136,7 +136,7 @@ pub(super) fn translation(world: &World, flow: &Flow, direction: u32) -> Result<
 pub(super) fn change_translation(
     world: &World,
     flow: &Flow,
-    direction: u32,
+    direction: u16,
     change: impl FnOnce(&mut Part),
 ) -> Result<()> {
     let maps = &world.kernel().maps;
@@ -148,7 +148,7 @@ pub(super) fn change_translation(
 }
 
 /// Takes an entry away, as the kernel does when the map is full.
-pub(super) fn evict(world: &World, flow: &Flow, direction: u32) -> Result<()> {
+pub(super) fn evict(world: &World, flow: &Flow, direction: u16) -> Result<()> {
     let maps = &world.kernel().maps;
     let removed = if flow.family.name == V6.name {
         find(&maps.conntrack6, flow, direction)?.map(|(key, _)| maps.conntrack6.remove(&key)).transpose()?
@@ -173,7 +173,7 @@ fn part<A: Copy>(value: &Translation<A>) -> Part {
 fn change_in<A: Copy>(
     map: &Map<Tuple<A>, Translation<A>>,
     flow: &Flow,
-    direction: u32,
+    direction: u16,
     change: impl FnOnce(&mut Part),
 ) -> Result<()>
 where
@@ -191,7 +191,7 @@ where
 fn find<A: Copy>(
     map: &Map<Tuple<A>, Translation<A>>,
     flow: &Flow,
-    direction: u32,
+    direction: u16,
 ) -> Result<Option<(Tuple<A>, Translation<A>)>>
 where
     Tuple<A>: Pod,

@@ -14,6 +14,7 @@ mod last_hop;
 mod hot;
 mod repair;
 mod ends;
+mod signals;
 pub mod runner;
 
 pub use runner::main;

@@ -18,6 +18,7 @@ use loadbalancer_common::path::{HEADER_ROOM, Path, encap};
 use loadbalancer_common::ring::{RingRef, SLOT_BLOCKS, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::mask_of;
 
 use super::frame::{GATEWAY_MAC, SERVER_MAC, link};
 
@@ -83,6 +84,7 @@ pub struct Server {
     pub high_water: u32,
     pub ifindex: u32,
     pub tier: usize,
+    pub channel: u8,
 }
 
 impl Server {
@@ -97,6 +99,7 @@ impl Server {
             high_water: u32::MAX,
             ifindex: EGRESS,
             tier: 0,
+            channel: 0,
         }
     }
 
@@ -178,6 +181,9 @@ impl World {
             flags: self.flags,
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
             zero: 0,
+            // Every flow, so that all packets of all cases run through it.
+            sample_mask: mask_of(1),
+            observed_mask: self.kernel().sizes.observed() - 1,
         };
         Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
@@ -451,7 +457,7 @@ pub fn path(server: &Server) -> Path {
         header_len: header.len() as u8,
         l2_len: l2_len as u8,
         encap: server.encap,
-        channel: 0,
+        channel: server.channel,
         pad: [0; 2],
         outer_sum,
         header: room,

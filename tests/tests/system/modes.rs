@@ -258,8 +258,8 @@ fn servers_behind_channels_are_served_in_every_routed_mode() {
         }));
         let [first, second] = &world.lab.channels[..] else { panic!("two were asked for") };
         let passed = |channel: &Channel| Direction::BOTH.map(|way| channel.relay.counts(way).passed);
-        assert!(passed(first)[0] > 1000 && passed(second)[0] < 100, "{mode}: the kernel takes the first");
-        // What goes to clients by itself takes the return link.
+        assert!(passed(first)[0] > 300 && passed(second)[0] > 300, "{mode}: {:?} {:?}", passed(first), passed(second));
+        // What goes to clients by itself takes the return link, and replies of nat go to the first channel's source.
         assert_eq!(passed(first)[1] > 1000, mode == "nat", "{mode}: {:?}", passed(first));
     }
 }
