@@ -418,6 +418,23 @@ fn a_server_serves_its_capacity_and_changes_it_while_it_runs() {
 }
 
 #[test]
+fn thousands_of_connections_are_held() {
+    let lab = lab(1, 0);
+    let servers = servers(&lab);
+    servers[0].set_behaviour(Behaviour { speed: 0.0, ..Behaviour::workers(1, SOON) });
+    let target = SocketAddr::new(lab.servers[0].addresses.ipv4.into(), 80);
+    let load =
+        Load { pace: Pace::Closed { workers: 5000 }, timeout: SOON * 6, max_time: SOON * 6, ..Load::new(target) };
+    let running = load.start(lab.clients[0].namespace()).expect("started");
+    wait_until("5,000 requests wait", SOON * 4, || servers[0].counts().in_flight == 5000).expect("they come");
+    assert_eq!(servers[0].counts().open, 5000);
+    servers[0].set_behaviour(Behaviour { speed: 1e6, ..Behaviour::default() });
+    let report = running.stop();
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    assert!(report.ok >= 5000);
+}
+
+#[test]
 fn shares_of_requests_fail_and_of_connections_are_reset() {
     let lab = lab(1, 0);
     let servers = servers(&lab);
