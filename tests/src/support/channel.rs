@@ -1,46 +1,29 @@
 //! A way from the gateway to the servers, with a relay that impairs it while it is in use.
 
-use std::collections::BTreeMap;
-
 use super::host::End;
-use super::lab::LabError;
-use super::netns::{Namespace, NetnsError};
-use super::plan::{Addresses, GATEWAY, Plan, RELAY, ROUTER, relay_devices};
+use super::netns::NetnsError;
+use super::plan::{Addresses, PlannedChannel};
 use super::relay::Relay;
-use super::xdp::{XdpLink, attach_xdp_pass};
 
 #[derive(Debug)]
 pub struct Channel {
     pub name: String,
     /// The gateway's interface.
     pub near: End,
-    /// The router's interface, on the other side of the relay.
+    /// The other side of the relay, at the router, or at the switch of a segment.
     pub far: End,
     /// The gateway's addresses. What servers send there comes back over this channel.
     pub source: Addresses,
-    /// The router's addresses.
-    pub next_hop: Addresses,
+    /// The router's addresses; none in a segment, where servers are neighbours.
+    pub next_hop: Option<Addresses>,
     pub relay: Relay,
     routes: Vec<String>,
-    /// Without it the relay would not get what the gateway sends from XDP.
-    _receiving: XdpLink,
 }
 
 impl Channel {
-    pub(super) fn up(plan: &Plan, index: usize, namespaces: &BTreeMap<&str, Namespace>) -> Result<Self, LabError> {
-        let planned = &plan.channels[index];
-        let end = |host: &str| End { namespace: namespaces[host].clone(), device: planned.name.clone() };
-        let [near, far] = relay_devices(&planned.name);
-        Ok(Self {
-            name: planned.name.clone(),
-            near: end(GATEWAY),
-            far: end(ROUTER),
-            source: planned.gateway,
-            next_hop: planned.router,
-            _receiving: attach_xdp_pass(&namespaces[RELAY], &near)?,
-            relay: Relay::start(&namespaces[RELAY], [&near, &far], index as u64)?,
-            routes: plan.channel_routes(index),
-        })
+    pub(super) fn new(planned: &PlannedChannel, [far, near]: [End; 2], relay: Relay, routes: Vec<String>) -> Self {
+        let PlannedChannel { name, gateway, next_hop } = planned.clone();
+        Self { name, near, far, source: gateway, next_hop, relay, routes }
     }
 
     /// Takes the gateway's interface down. Its kernel forgets the routes over it.
@@ -51,5 +34,11 @@ impl Channel {
     pub fn link_up(&self) -> Result<(), NetnsError> {
         self.near.namespace.ip(&[format!("link set {} up", self.near.device)])?;
         self.near.namespace.ip(&self.routes)
+    }
+
+    /// Takes the next hop's interface down, or brings it up: the gateway's own stays up, but nobody answers.
+    pub fn set_far_up(&self, up: bool) -> Result<(), NetnsError> {
+        let state = if up { "up" } else { "down" };
+        self.far.namespace.ip(&[format!("link set {} {state}", self.far.device)])
     }
 }

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::netns::{Namespace, NetnsError};
 use super::plan::{Addresses, PlannedHost};
+use super::relay::Relay;
 use super::xdp::{Receive, XdpError, XdpLink, attach};
 
 /// One end of a link.
@@ -38,15 +39,18 @@ pub struct Host {
     pub near: End,
     /// The other end of its link: at the gateway, or at the switch of a segment.
     pub far: End,
+    /// On the link, if the lab was asked for that.
+    pub relay: Option<Relay>,
     receiving: Mutex<Option<XdpLink>>,
     decap: Mutex<Option<Decap>>,
 }
 
 impl Host {
     /// A host that is up. It starts to receive all frames, also those that XDP programs send.
-    pub(super) fn new(planned: &PlannedHost, near: End, far: End) -> Result<Self, XdpError> {
+    pub(super) fn new(planned: &PlannedHost, [near, far]: [End; 2], relay: Option<Relay>) -> Result<Self, XdpError> {
         let PlannedHost { name, addresses, gateway, .. } = planned.clone();
-        let host = Self { name, addresses, gateway, near, far, receiving: Mutex::new(None), decap: Mutex::new(None) };
+        let (receiving, decap) = (Mutex::new(None), Mutex::new(None));
+        let host = Self { name, addresses, gateway, near, far, relay, receiving, decap };
         host.set_receive(Some(Receive::Pass))?;
         Ok(host)
     }
@@ -88,7 +92,7 @@ impl Host {
         Ok(())
     }
 
-    /// Sets the MTU of both ends of the host's link, in bytes.
+    /// Sets the MTU of both ends of the host's link, in bytes. A relay on the link keeps its own.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), NetnsError> {
         [&self.near, &self.far]
             .into_iter()

@@ -13,10 +13,9 @@ use super::host::{End, Host};
 use super::netns::{Namespace, NetnsError, ip_on_host};
 use super::offload::{self, OffloadError};
 use super::plan::{
-    GATEWAY, GatewayLink, LabConfig, MAX_CHANNELS, MAX_HOSTS, MAX_MTU, MIN_MTU, Plan, RELAY, ROUTER, Role, SWITCH,
-    Topology,
+    GATEWAY, GatewayLink, LabConfig, MAX_CHANNELS, MAX_HOSTS, MAX_MTU, MIN_MTU, Plan, RELAY, ROUTER, Role, SWITCH, Wire,
 };
-use super::relay::RelayError;
+use super::relay::{Relay, RelayError};
 use super::run::{Run, RunError};
 use super::xdp::{XdpError, XdpLink, attach_xdp_pass};
 
@@ -26,7 +25,7 @@ pub enum LabError {
     HostCount { clients: u8, servers: u8 },
     #[error("an MTU of {0} bytes asked for; the lab takes {MIN_MTU} to {MAX_MTU}")]
     Mtu(u16),
-    #[error("{0} channels asked for; the lab takes up to {MAX_CHANNELS}, and none in a segment")]
+    #[error("{0} channels asked for; the lab takes up to {MAX_CHANNELS}")]
     ChannelCount(u8),
     #[error(transparent)]
     Run(#[from] RunError),
@@ -43,8 +42,8 @@ pub enum LabError {
 #[derive(Debug)]
 pub struct Gateway {
     pub namespace: Namespace,
-    /// To each client, then to each server; with channels, these and the return link instead; in a segment, the one
-    /// link.
+    /// In a routed lab to each client, then to each server or, if there are channels, over each of these, and the return
+    /// link. In a segment over each channel, then the link to the segment.
     pub links: Vec<GatewayLink>,
 }
 
@@ -77,44 +76,58 @@ impl Lab {
         let plan = Plan::new(config);
         let run = Run::start()?;
         let names = plan.namespaces();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let namespaces: BTreeMap<&str, Namespace> = names.iter().copied().zip(run.add_namespaces(&names)?).collect();
         for (name, namespace) in &namespaces {
             namespace.sysctl(kernel_parameters(name))?;
         }
-        let wires = plan.wires.iter().map(|wire| wire.line(wire.hosts().map(|host| namespaces[host].name())));
-        ip_on_host(&wires.collect::<Vec<_>>())?;
-        // Both ends of every link must be up before a host's routes are set: the centre goes first.
+        let full_name = |host: &str| namespaces[host].name().to_owned();
+        ip_on_host(&plan.wires.iter().flat_map(|wire| wire.lines(full_name)).collect::<Vec<_>>())?;
+        for device in plan.gateway_neighbours() {
+            namespaces[GATEWAY].sysctl(&[(&format!("ipv4/conf/{device}/arp_ignore"), "1")])?;
+        }
+        // Both ends of every link must be up before routes over it are set: the centre goes first.
+        if let Some(relay) = namespaces.get(RELAY) {
+            relay.ip(&plan.relay_lines())?;
+        }
         if let Some(switch) = namespaces.get(SWITCH) {
             switch.ip(&plan.switch_lines())?;
         }
         namespaces[GATEWAY].ip(&plan.gateway_lines())?;
-        if let (Some(router), Some(relay)) = (namespaces.get(ROUTER), namespaces.get(RELAY)) {
+        if let Some(router) = namespaces.get(ROUTER) {
             router.ip(&plan.router_lines())?;
-            relay.ip(&plan.relay_lines())?;
-            (0..plan.channels.len()).try_for_each(|index| namespaces[GATEWAY].ip(&plan.channel_routes(index)))?;
         }
         for host in &plan.hosts {
-            namespaces[host.name.as_str()].ip(&host.lines())?;
+            namespaces[host.name.as_str()].ip(&plan.host_lines(host))?;
         }
         for (name, namespace) in &namespaces {
-            offload::switch_off(namespace, &plan.devices(name))?;
+            let devices = plan.devices(name);
+            offload::switch_off(namespace, &devices.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
         let switch_port = namespaces.get(SWITCH).map(|switch| attach_xdp_pass(switch, GATEWAY)).transpose()?;
 
+        let ends = |wire: &Wire| {
+            wire.ends.clone().map(|(host, device)| End { namespace: namespaces[host.as_str()].clone(), device })
+        };
+        let relay = |index: usize| -> Result<Option<Relay>, RelayError> {
+            let devices = plan.wires[index].relay_devices();
+            devices.map(|devices| Relay::start(&namespaces[RELAY], &devices, index as u64)).transpose()
+        };
         let mut clients = Vec::new();
         let mut servers = Vec::new();
-        for (planned, wire) in plan.hosts.iter().zip(&plan.wires) {
-            let [near, far] =
-                wire.ends.clone().map(|(host, device)| End { namespace: namespaces[host.as_str()].clone(), device });
-            let host = Host::new(planned, near, far)?;
+        for (index, planned) in plan.hosts.iter().enumerate() {
+            let host = Host::new(planned, ends(&plan.wires[index]), relay(index)?)?;
             match planned.role {
                 Role::Client => clients.push(host),
                 Role::Server => servers.push(host),
             }
         }
-        let channels = (0..plan.channels.len())
-            .map(|index| Channel::up(&plan, index, &namespaces))
-            .collect::<Result<_, LabError>>()?;
+        let mut channels = Vec::new();
+        for (number, planned) in plan.channels.iter().enumerate() {
+            let index = plan.hosts.len() + number;
+            let relay = relay(index)?.expect("every channel is planned with one");
+            channels.push(Channel::new(planned, ends(&plan.wires[index]), relay, plan.channel_routes(number)));
+        }
         let gateway = Gateway { namespace: namespaces[GATEWAY].clone(), links: plan.gateway_links.clone() };
         Ok(Self { clients, gateway, servers, channels, _switch_port: switch_port, run })
     }
@@ -134,11 +147,11 @@ impl Lab {
 }
 
 fn check(config: &LabConfig) -> Result<(), LabError> {
-    let LabConfig { topology, clients, servers, client_mtu, server_mtu, channels } = *config;
+    let LabConfig { clients, servers, client_mtu, server_mtu, channels, .. } = *config;
     if ![clients, servers].iter().all(|count| (1..=MAX_HOSTS).contains(count)) {
         return Err(LabError::HostCount { clients, servers });
     }
-    if channels > MAX_CHANNELS || (channels > 0 && topology == Topology::Segment) {
+    if channels > MAX_CHANNELS {
         return Err(LabError::ChannelCount(channels));
     }
     match [client_mtu, server_mtu].into_iter().find(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {

@@ -11,7 +11,8 @@
 //! The gateway is .1 and ::1 everywhere. A host is .2 and ::2 on its link; in a segment client n is .n+10 and server n
 //! .n+110. IPv6 groups are written with the decimal digits of the IPv4 numbers.
 //!
-//! With channels the servers are behind a router, which is .1 on their links and .2 on those to the gateway:
+//! With channels the servers of a routed lab are behind a router, which is .1 on their links and .2 on those to the
+//! gateway:
 //!
 //! ```text
 //! clients -- gateway -- channel1, relayed -- router -- servers
@@ -19,9 +20,19 @@
 //!                 |---- return link ----------|
 //! ```
 //!
+//! In a segment the gateway has one more interface for each channel:
+//!
+//! ```text
+//!            gateway -- channel1, relayed -- switch -- servers, clients
+//!                 |---- channel2, relayed ----|
+//!                 |---- lan ------------------|
+//! ```
+//!
 //! What servers send to the gateway's address on a channel comes back over that channel; what they send to clients, as
-//! in DSR, comes over the return link, which nothing impairs. The gateway's kernel takes the first channel that is up.
+//! in DSR, comes over the return link or goes to the segment, which nothing impairs. The gateway's kernel takes the
+//! first channel that is up.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The interface of every host.
@@ -65,14 +76,23 @@ pub struct LabConfig {
     pub client_mtu: u16,
     /// MTU of the servers' links, in bytes. In a segment the gateway's link has the larger of both.
     pub server_mtu: u16,
-    /// Ways between the gateway and the servers, each with a relay that impairs it; none means direct links. Channels
-    /// need [`Topology::Routed`].
+    /// Ways between the gateway and the servers, each with a relay that impairs it; none means the links alone.
     pub channels: u8,
+    /// Whether each server's link has a relay of its own.
+    pub server_relays: bool,
 }
 
 impl Default for LabConfig {
     fn default() -> Self {
-        Self { topology: Topology::Routed, clients: 2, servers: 4, client_mtu: 1500, server_mtu: 1500, channels: 0 }
+        Self {
+            topology: Topology::Routed,
+            clients: 2,
+            servers: 4,
+            client_mtu: 1500,
+            server_mtu: 1500,
+            channels: 0,
+            server_relays: false,
+        }
     }
 }
 
@@ -122,35 +142,55 @@ pub(super) struct PlannedHost {
 /// A way from the gateway to the servers.
 #[derive(Clone, Debug)]
 pub(super) struct PlannedChannel {
-    /// Also the name of the interface at the gateway and at the router.
+    /// Also the name of the interface at both ends.
     pub name: String,
     pub gateway: Addresses,
-    pub router: Addresses,
+    /// The router; none in a segment, where servers are neighbours.
+    pub next_hop: Option<Addresses>,
 }
 
-/// A veth pair: namespace and device of both ends.
+/// A link: namespace and device of both ends.
 #[derive(Clone, Debug)]
 pub(super) struct Wire {
+    /// Away from the gateway, and towards it.
     pub ends: [(String, String); 2],
     mtu: u16,
+    relayed: bool,
 }
 
 impl Wire {
-    fn new(near: (&str, &str), far: (&str, &str), mtu: u16) -> Self {
+    fn new(away: (&str, &str), towards: (&str, &str), mtu: u16) -> Self {
         let owned = |(namespace, device): (&str, &str)| (namespace.to_owned(), device.to_owned());
-        Self { ends: [owned(near), owned(far)], mtu }
+        Self { ends: [owned(away), owned(towards)], mtu, relayed: false }
     }
 
-    /// The hosts at its ends.
-    pub fn hosts(&self) -> [&str; 2] {
-        self.ends.each_ref().map(|(host, _)| host.as_str())
+    fn relayed(self, relayed: bool) -> Self {
+        Self { relayed, ..self }
     }
 
-    /// The `ip` command that makes it, given the full names of both namespaces.
-    pub fn line(&self, [near, far]: [&str; 2]) -> String {
-        let [(_, near_device), (_, far_device)] = &self.ends;
+    /// The devices of its relay, if it has one: to the end away from the gateway, and to the other.
+    pub fn relay_devices(&self) -> Option<[String; 2]> {
+        let name = &self.ends[1].1;
+        self.relayed.then(|| [format!("{name}-far"), format!("{name}-near")])
+    }
+
+    /// The veth pairs it is made of.
+    fn pairs(&self) -> Vec<[(String, String); 2]> {
+        let [away, towards] = self.ends.clone();
+        match self.relay_devices() {
+            None => vec![[away, towards]],
+            Some([far, near]) => vec![[away, (RELAY.to_owned(), far)], [(RELAY.to_owned(), near), towards]],
+        }
+    }
+
+    /// The `ip` commands that make it, given the full names of namespaces by those of their hosts.
+    pub fn lines(&self, full_name: impl Fn(&str) -> String) -> Vec<String> {
         let mtu = self.mtu;
-        format!("link add {near_device} mtu {mtu} netns {near} type veth peer name {far_device} mtu {mtu} netns {far}")
+        let line = |[(host, device), (peer, peer_device)]: [(String, String); 2]| {
+            let [host, peer] = [host, peer].map(|host| full_name(&host));
+            format!("link add {device} mtu {mtu} netns {host} type veth peer name {peer_device} mtu {mtu} netns {peer}")
+        };
+        self.pairs().into_iter().map(line).collect()
     }
 }
 
@@ -160,13 +200,8 @@ pub(super) struct Plan {
     pub hosts: Vec<PlannedHost>,
     pub gateway_links: Vec<GatewayLink>,
     pub channels: Vec<PlannedChannel>,
-    /// First one of each host, in their order.
+    /// One of each host and then one of each channel, in their order, and others.
     pub wires: Vec<Wire>,
-}
-
-/// The devices of a relay: towards the gateway, and away from it.
-pub(super) fn relay_devices(link: &str) -> [String; 2] {
-    [format!("{link}-near"), format!("{link}-far")]
 }
 
 impl Plan {
@@ -181,40 +216,39 @@ impl Plan {
             PlannedHost { name: format!("{word}{n}"), role, addresses, gateway, mtu }
         });
         let hosts: Vec<PlannedHost> = hosts.collect();
+        let routed = config.topology == Topology::Routed;
         let channels: Vec<PlannedChannel> = (1..=config.channels)
             .map(|n| PlannedChannel {
                 name: format!("channel{n}"),
                 gateway: Addresses::new(RETURN_SUBNET + n, 1),
-                router: Addresses::new(RETURN_SUBNET + n, 2),
+                next_hop: routed.then(|| Addresses::new(RETURN_SUBNET + n, 2)),
             })
             .collect();
-        let centre = |host: &PlannedHost| match (config.topology, host.role) {
-            (Topology::Segment, _) => SWITCH,
-            (Topology::Routed, Role::Server) if !channels.is_empty() => ROUTER,
-            (Topology::Routed, _) => GATEWAY,
+        let centre = |role| match role {
+            _ if !routed => SWITCH,
+            Role::Server if !channels.is_empty() => ROUTER,
+            _ => GATEWAY,
         };
-        let mut wires: Vec<Wire> = hosts
-            .iter()
-            .map(|host| Wire::new((&host.name, HOST_DEVICE), (centre(host), &host.name), host.mtu))
-            .collect();
-        let mut gateway_links: Vec<GatewayLink> = hosts
-            .iter()
-            .filter(|host| centre(host) == GATEWAY)
-            .map(|host| GatewayLink { device: host.name.clone(), addresses: host.gateway })
-            .collect();
-        if config.topology == Topology::Segment {
+        let mut wires: Vec<Wire> = Vec::new();
+        let mut gateway_links: Vec<GatewayLink> = Vec::new();
+        for host in &hosts {
+            let relayed = host.role == Role::Server && config.server_relays;
+            let centre = centre(host.role);
+            wires.push(Wire::new((&host.name, HOST_DEVICE), (centre, &host.name), host.mtu).relayed(relayed));
+            if centre == GATEWAY {
+                gateway_links.push(GatewayLink { device: host.name.clone(), addresses: host.gateway });
+            }
+        }
+        for PlannedChannel { name, gateway, .. } in &channels {
+            wires.push(Wire::new((centre(Role::Server), name), (GATEWAY, name), config.server_mtu).relayed(true));
+            gateway_links.push(GatewayLink { device: name.clone(), addresses: *gateway });
+        }
+        if !routed {
             let mtu = config.client_mtu.max(config.server_mtu);
-            wires.push(Wire::new((GATEWAY, SEGMENT_DEVICE), (SWITCH, GATEWAY), mtu));
+            wires.push(Wire::new((SWITCH, GATEWAY), (GATEWAY, SEGMENT_DEVICE), mtu));
             gateway_links.push(GatewayLink { device: SEGMENT_DEVICE.to_owned(), addresses: Addresses::new(0, 1) });
-        }
-        for channel in &channels {
-            let [near, far] = relay_devices(&channel.name);
-            wires.push(Wire::new((GATEWAY, &channel.name), (RELAY, &near), config.server_mtu));
-            wires.push(Wire::new((RELAY, &far), (ROUTER, &channel.name), config.server_mtu));
-            gateway_links.push(GatewayLink { device: channel.name.clone(), addresses: channel.gateway });
-        }
-        if !channels.is_empty() {
-            wires.push(Wire::new((GATEWAY, RETURN_DEVICE), (ROUTER, RETURN_DEVICE), config.server_mtu));
+        } else if !channels.is_empty() {
+            wires.push(Wire::new((ROUTER, RETURN_DEVICE), (GATEWAY, RETURN_DEVICE), config.server_mtu));
             let addresses = Addresses::new(RETURN_SUBNET, 1);
             gateway_links.push(GatewayLink { device: RETURN_DEVICE.to_owned(), addresses });
         }
@@ -222,17 +256,14 @@ impl Plan {
     }
 
     /// Hosts that need a namespace.
-    pub fn namespaces(&self) -> Vec<&str> {
-        let switch = (self.topology == Topology::Segment).then_some(SWITCH);
-        let behind = if self.channels.is_empty() { [].as_slice() } else { &[ROUTER, RELAY] };
-        let hosts = self.hosts.iter().map(|host| host.name.as_str());
-        hosts.chain([GATEWAY]).chain(switch).chain(behind.iter().copied()).collect()
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        self.wires.iter().flat_map(Wire::pairs).flatten().map(|(host, _)| host).collect()
     }
 
     /// The devices of a host, by its name.
-    pub fn devices(&self, host: &str) -> Vec<&str> {
-        let ends = self.wires.iter().flat_map(|wire| &wire.ends);
-        ends.filter(|(namespace, _)| namespace == host).map(|(_, device)| device.as_str()).collect()
+    pub fn devices(&self, host: &str) -> Vec<String> {
+        let ends = self.wires.iter().flat_map(Wire::pairs).flatten();
+        ends.filter(|(end, _)| end == host).map(|(_, device)| device).collect()
     }
 
     /// The `ip` commands that set up the switch.
@@ -244,14 +275,21 @@ impl Plan {
 
     pub fn gateway_lines(&self) -> Vec<String> {
         let links = self.gateway_links.iter().flat_map(|link| up_lines(&link.device, &link.addresses));
-        ["link set lo up".to_owned()].into_iter().chain(links).collect()
+        let channels = (0..self.channels.len()).flat_map(|index| self.channel_routes(index));
+        ["link set lo up".to_owned()].into_iter().chain(links).chain(channels).collect()
+    }
+
+    /// The interfaces of the gateway on the segment, if it has several: each may only answer for its own addresses.
+    pub fn gateway_neighbours(&self) -> impl Iterator<Item = &str> {
+        let several = self.topology == Topology::Segment && !self.channels.is_empty();
+        self.gateway_links.iter().filter(move |_| several).map(|link| link.device.as_str())
     }
 
     /// The `ip` commands that set up the router.
     pub fn router_lines(&self) -> Vec<String> {
         let mut lines = vec!["link set lo up".to_owned()];
         for channel in &self.channels {
-            lines.extend(up_lines(&channel.name, &channel.router));
+            lines.extend(channel.next_hop.iter().flat_map(|router| up_lines(&channel.name, router)));
         }
         lines.extend(self.servers().flat_map(|server| up_lines(&server.name, &server.gateway)));
         lines.extend(up_lines(RETURN_DEVICE, &Addresses::new(RETURN_SUBNET, 2)));
@@ -268,30 +306,30 @@ impl Plan {
     /// The `ip` commands that set up the gateway's routes over one channel, the first or best of which its kernel takes.
     /// The kernel forgets them when the interface goes down.
     pub fn channel_routes(&self, index: usize) -> Vec<String> {
-        let PlannedChannel { name, router, .. } = &self.channels[index];
-        let metric = 100 + index;
-        self.servers()
-            .flat_map(|server| {
-                let Addresses { ipv4, ipv6 } = server.addresses;
-                [
-                    format!("route replace {ipv4}/32 via {} dev {name} metric {metric}", router.ipv4),
-                    format!("route replace {ipv6}/128 via {} dev {name} metric {metric}", router.ipv6),
-                ]
-            })
-            .collect()
+        let PlannedChannel { name, next_hop, .. } = &self.channels[index];
+        let via =
+            |address: IpAddr| next_hop.map_or_else(String::new, |router| format!("via {} ", router.like(address)));
+        let route = |address: IpAddr, prefix: u8| {
+            format!("route replace {address}/{prefix} {}dev {name} metric {}", via(address), 100 + index)
+        };
+        let servers = self.servers().map(|server| server.addresses);
+        servers.flat_map(|server| [route(server.ipv4.into(), 32), route(server.ipv6.into(), 128)]).collect()
+    }
+
+    pub fn host_lines(&self, host: &PlannedHost) -> Vec<String> {
+        let mut lines = vec!["link set lo up".to_owned()];
+        lines.extend(up_lines(HOST_DEVICE, &host.addresses));
+        lines.extend(default_routes(HOST_DEVICE, &host.gateway));
+        for gateway in self.channels.iter().filter(|channel| channel.next_hop.is_none()).map(|channel| channel.gateway)
+        {
+            lines.push(format!("route add {}/32 dev {HOST_DEVICE}", gateway.ipv4));
+            lines.push(format!("route add {}/128 dev {HOST_DEVICE}", gateway.ipv6));
+        }
+        lines
     }
 
     fn servers(&self) -> impl Iterator<Item = &PlannedHost> {
         self.hosts.iter().filter(|host| host.role == Role::Server)
-    }
-}
-
-impl PlannedHost {
-    pub fn lines(&self) -> Vec<String> {
-        let mut lines = vec!["link set lo up".to_owned()];
-        lines.extend(up_lines(HOST_DEVICE, &self.addresses));
-        lines.extend(default_routes(HOST_DEVICE, &self.gateway));
-        lines
     }
 }
 
@@ -319,25 +357,28 @@ fn as_hex_digits(number: u8) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
     fn the_largest_lab_has_no_address_or_name_twice() {
-        for (topology, channels) in [(Topology::Routed, 0), (Topology::Segment, 0), (Topology::Routed, MAX_CHANNELS)] {
-            let config =
-                LabConfig { topology, channels, clients: MAX_HOSTS, servers: MAX_HOSTS, ..LabConfig::default() };
+        let cases = [Topology::Routed, Topology::Segment].map(|topology| [(topology, 0), (topology, MAX_CHANNELS)]);
+        for (topology, channels) in cases.into_iter().flatten() {
+            let config = LabConfig {
+                topology,
+                channels,
+                clients: MAX_HOSTS,
+                servers: MAX_HOSTS,
+                server_relays: true,
+                ..LabConfig::default()
+            };
             let plan = Plan::new(&config);
             let hosts = plan.hosts.iter().map(|host| host.addresses);
-            let routers = plan.channels.iter().map(|channel| channel.router);
+            let routers = plan.channels.iter().filter_map(|channel| channel.next_hop);
             let links = plan.gateway_links.iter().map(|link| link.addresses);
             let all: Vec<Addresses> = hosts.chain(routers).chain(links).collect();
             assert_eq!(all.iter().map(|a| a.ipv4).collect::<BTreeSet<_>>().len(), all.len(), "{topology:?}");
             assert_eq!(all.iter().map(|a| a.ipv6).collect::<BTreeSet<_>>().len(), all.len(), "{topology:?}");
-            let names = plan.namespaces();
-            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{topology:?}");
-            let ends: Vec<_> = plan.wires.iter().flat_map(|wire| &wire.ends).collect();
+            let ends: Vec<_> = plan.wires.iter().flat_map(Wire::pairs).flatten().collect();
             assert_eq!(ends.iter().collect::<BTreeSet<_>>().len(), ends.len(), "{topology:?}");
             // IFNAMSIZ, with its final zero.
             assert_eq!(ends.iter().find(|(_, device)| device.len() > 15), None);

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::impair::{Impairment, Lane, LaneCounts};
 use super::netns::{Namespace, NetnsError};
+use super::xdp::{XdpError, XdpLink, attach_xdp_pass};
 
 /// Larger than any frame.
 const BUFFER_BYTES: usize = 1 << 17;
@@ -40,6 +41,8 @@ const RESTFUL_DELAY: Duration = Duration::from_millis(1);
 pub enum RelayError {
     #[error(transparent)]
     Namespace(#[from] NetnsError),
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
     #[error("cannot open a packet socket on {device} in {namespace}: {source}; root is needed")]
     Socket { device: String, namespace: String, source: Errno },
     #[error("cannot give a relay's thread real-time priority: {0}; root is needed")]
@@ -63,6 +66,8 @@ impl Direction {
 pub struct Relay {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Without these it would not get what is sent from XDP.
+    _receiving: [XdpLink; 2],
 }
 
 #[derive(Debug)]
@@ -79,9 +84,10 @@ impl Shared {
 }
 
 impl Relay {
-    /// Joins two devices of a namespace, of which the first leads to the gateway. What is lost, and how delays vary,
+    /// Joins two devices of a namespace, of which the second leads to the gateway. What is lost, and how delays vary,
     /// follows from the seed.
-    pub(super) fn start(namespace: &Namespace, devices: [&str; 2], seed: u64) -> Result<Self, RelayError> {
+    pub(super) fn start(namespace: &Namespace, [far, near]: &[String; 2], seed: u64) -> Result<Self, RelayError> {
+        let receiving = [attach_xdp_pass(namespace, near)?, attach_xdp_pass(namespace, far)?];
         let sockets = namespace.run(|| {
             let open = |device: &str| {
                 packet_socket(device).map_err(|source| RelayError::Socket {
@@ -90,7 +96,7 @@ impl Relay {
                     source,
                 })
             };
-            Ok::<_, RelayError>([open(devices[0])?, open(devices[1])?])
+            Ok::<_, RelayError>([open(near)?, open(far)?])
         })??;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(RelayError::Stop)?;
         let now = Instant::now();
@@ -110,7 +116,7 @@ impl Relay {
                 }
             })
             .map_err(|source| NetnsError::Thread { name, source })?;
-        let relay = Self { shared, thread: Some(thread) };
+        let relay = Self { shared, thread: Some(thread), _receiving: receiving };
         started.recv().expect("the thread answers before anything else").map_err(RelayError::Priority)?;
         Ok(relay)
     }

@@ -108,6 +108,9 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
+    use fastrand::Rng;
+
+    use super::super::load::exponential;
     use super::*;
 
     const SERVICE: Duration = Duration::from_millis(10);
@@ -120,6 +123,35 @@ mod tests {
             begun.elapsed().as_millis()
         };
         futures_util::future::join_all((0..count).map(|_| one())).await
+    }
+
+    #[test]
+    fn the_mean_time_is_what_theory_has() {
+        let rho = 0.7;
+        let exponential_work = |random: &mut Rng| exponential(random);
+        let fixed_work = |_: &mut Rng| 1.0;
+        type Draw = fn(&mut Rng) -> f64;
+        // In service times: M/M/1; M/D/1 (Pollaczek and Khinchine); M/M/4, where Erlang's C for 2.8 erlangs is 0.4287.
+        let cases: [(u32, Draw, f64); 3] = [
+            (1, exponential_work, 1.0 / (1.0 - rho)),
+            (1, fixed_work, 1.0 + rho / 2.0 / (1.0 - rho)),
+            (4, exponential_work, 1.0 + 0.4287 / (4.0 * (1.0 - rho))),
+        ];
+        for (workers, draw, expected) in cases {
+            let work = Work::new();
+            work.set(Some(workers), 1.0);
+            let mut random = Rng::with_seed(1);
+            let mut now = Duration::ZERO;
+            let count = 200_000;
+            let total: Duration = (0..count)
+                .map(|_| {
+                    now += SERVICE.mul_f64(exponential(&mut random) / rho / f64::from(workers));
+                    work.begin(SERVICE.mul_f64(draw(&mut random)), now) - now
+                })
+                .sum();
+            let mean = total.div_duration_f64(SERVICE * count);
+            assert!((mean / expected - 1.0).abs() < 0.05, "{workers} workers: {mean}, {expected} expected");
+        }
     }
 
     #[tokio::test(start_paused = true)]

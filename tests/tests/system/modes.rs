@@ -250,8 +250,8 @@ fn large_bodies_pass_in_every_mode() {
 }
 
 #[test]
-fn servers_behind_channels_are_served_in_every_routed_mode() {
-    for mode in ["nat", "dnat", "dsr-ipip", "dsr-gue"] {
+fn servers_behind_channels_are_served_in_every_mode() {
+    for mode in ["nat", "dnat", "dsr-l2", "dsr-ipip", "dsr-gue"] {
         let world = serves(Setup::new(mode).with(|setup| {
             setup.vips = both();
             setup.lab = LabConfig { channels: 2, ..setup.lab };
