@@ -93,6 +93,7 @@ struct Server {
     record: eject::Record,
     factor: f64,
     correcting: bool,
+    lasting: f64,
     relative: Option<Relative>,
     serving: bool,
     /// It was not only left out by hand, so it comes back with slow start.
@@ -158,6 +159,7 @@ impl Group {
             record: eject::Record::default(),
             factor: 1.0,
             correcting: false,
+            lasting: 0.0,
             relative: None,
             serving: true,
             cold: false,
@@ -384,6 +386,7 @@ impl Group {
                 nominal: f64::from(server.nominal.weight),
                 factor: server.factor,
                 correcting: server.correcting,
+                lasting: server.lasting,
                 seen: seen(server, settings),
                 held_back: ramp < 1.0 || server.word.weight_percent < 100,
             });
@@ -400,7 +403,7 @@ impl Group {
                 server.reason = Reason::SlowStart;
             }
             server.factor = member.factor;
-            server.correcting = member.correcting;
+            (server.correcting, server.lasting) = (member.correcting, member.lasting);
         }
     }
 

@@ -108,6 +108,9 @@ impl Measures {
             kept.fade(elapsed, settings);
             if second_over && kept.batch.count() >= settings.batch_samples {
                 kept.close_batch(settings);
+            } else if second_over && kept.batch.count() < 0.5 {
+                // What changed in a silence says nothing of how seconds vary.
+                (kept.before, kept.batch_span_s) = (None, 0.0);
             }
         }
     }
@@ -146,16 +149,18 @@ impl Kept {
         let batch = std::mem::take(&mut self.batch);
         let span_s = std::mem::take(&mut self.batch_span_s);
         let Some(mean) = batch.mean_ns().filter(|mean| *mean > 0.0).map(f64::ln) else { return };
-        if let Some(before) = self.before.replace(mean) {
-            let change = (mean - before).clamp(-MOST_VARIATION, MOST_VARIATION);
-            self.batches += 1;
-            let share = (span_s / settings.variation_memory.as_secs_f64()).max(1.0 / f64::from(self.batches)).min(1.0);
-            self.variance += share * (change * change / 2.0 * span_s - self.variance);
-        }
+        let before = self.before.replace(mean);
         let Some(usual) = self.window.mean_ns().map(f64::ln) else { return };
         let doubt = (1.0 / batch.count()).max(self.variance * settings.correlation / span_s).sqrt();
         if (mean - usual).abs() > settings.sudden.ln() + settings.sure * doubt {
             self.window = batch;
+            return;
+        }
+        if let Some(before) = before {
+            let change = (mean - before).clamp(-MOST_VARIATION, MOST_VARIATION);
+            self.batches += 1;
+            let share = (span_s / settings.variation_memory.as_secs_f64()).max(1.0 / f64::from(self.batches)).min(1.0);
+            self.variance += share * (change * change / 2.0 * span_s - self.variance);
         }
     }
 
@@ -294,6 +299,20 @@ mod tests {
             // The faster of the two is the reference.
             let wanted = if after_ms > before_ms { 10.0 } else { 1.0 };
             assert!((found / wanted - 1.0).abs() < 0.05, "{before_ms} to {after_ms} ms: {found}");
+        }
+    }
+
+    #[test]
+    fn what_happened_suddenly_or_in_a_silence_is_no_variation() {
+        let settings = Settings::default();
+        let mut jumped = fed(Kind::Response, 50, 10.0);
+        feed(&mut jumped, Kind::Response, 50, 100.0, 20, 30);
+        let mut silent = fed(Kind::Response, 50, 10.0);
+        feed(&mut silent, Kind::Response, 0, 0.0, 20, 80);
+        feed(&mut silent, Kind::Response, 50, 5.5, 80, 90);
+        for (name, measures) in [("sudden", jumped), ("silence", silent)] {
+            let noise = measures.kinds[Kind::Response as usize].noise(&settings);
+            assert!(noise < 0.05, "{name}: {noise}");
         }
     }
 
