@@ -2,6 +2,8 @@
 //!
 //! Names follow the conventions of Prometheus: base units, `_total` for counters. Each scrape asks the controller once.
 
+mod quality;
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -76,15 +78,10 @@ async fn answer(
     if request.uri().path() != "/metrics" {
         return Ok(text(StatusCode::NOT_FOUND, "metrics are at /metrics\n".to_owned()));
     }
-    let (reply, answer) = oneshot::channel();
-    let snapshot = match requests.send(Request::Snapshot(reply)).await {
-        Ok(()) => answer.await.ok(),
-        Err(_) => None,
-    };
-    let Some(snapshot) = snapshot else {
+    let Some(told) = Told::ask(&requests).await else {
         return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the controller is stopping\n".to_owned()));
     };
-    let mut response = text(StatusCode::OK, render(&snapshot));
+    let mut response = text(StatusCode::OK, render(&told));
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     Ok(response)
@@ -119,8 +116,37 @@ struct InterfaceLabels {
 
 type Ratio = Gauge<f64, AtomicU64>;
 
+/// All that metrics are made of.
+#[derive(Default)]
+pub struct Told {
+    pub snapshot: Snapshot,
+    pub quality: crate::control::quality::Report,
+    pub channels: crate::control::channels::Report,
+    pub standby: crate::control::standby::Report,
+}
+
+impl Told {
+    async fn ask(requests: &mpsc::Sender<Request>) -> Option<Self> {
+        async fn one<T>(
+            requests: &mpsc::Sender<Request>,
+            request: impl FnOnce(oneshot::Sender<T>) -> Request,
+        ) -> Option<T> {
+            let (reply, answer) = oneshot::channel();
+            requests.send(request(reply)).await.ok()?;
+            answer.await.ok()
+        }
+        Some(Self {
+            snapshot: one(requests, Request::Snapshot).await?,
+            quality: one(requests, Request::Quality).await?,
+            channels: one(requests, Request::Channels).await?,
+            standby: one(requests, Request::Standby).await?,
+        })
+    }
+}
+
 /// Metrics in the text format.
-pub fn render(snapshot: &Snapshot) -> String {
+pub fn render(told: &Told) -> String {
+    let snapshot = &told.snapshot;
     let mut registry = Registry::with_prefix("loadbalancer");
     let outcomes = Family::<OutcomeLabels, Counter>::default();
     registry.register("packets", "Frames by service and by what became of them", outcomes.clone());
@@ -134,6 +160,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     }
     counters(&mut registry, snapshot);
     gauges(&mut registry, snapshot);
+    quality::register(&mut registry, told);
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => text,
@@ -241,7 +268,8 @@ mod tests {
             servers: vec![server],
             ..Service::default()
         };
-        let text = render(&Snapshot { services: vec![service], ..Snapshot::default() });
+        let snapshot = Snapshot { services: vec![service], ..Snapshot::default() };
+        let text = render(&Told { snapshot, ..Told::default() });
         for line in [
             "loadbalancer_packets_total{service=\"web\",outcome=\"forwarded\"} 9",
             "loadbalancer_server_flows_total{service=\"web\",server=\"a\",address=\"10.0.0.1\"} 7",

@@ -94,7 +94,8 @@ impl Setup {
         }
         for channel in &lab.channels {
             let both = |addresses: &Addresses| format!("[\"{}\", \"{}\"]", addresses.ipv4, addresses.ipv6);
-            let (next_hop, source) = (both(&channel.next_hop), both(&channel.source));
+            let next_hop = channel.next_hop.as_ref().map_or_else(|| "[]".to_owned(), both);
+            let source = both(&channel.source);
             writeln!(
                 text,
                 "[[channel]]\nname = {0:?}\ninterface = {0:?}\nnext_hop = {next_hop}\nsource = {source}\n{1}",
