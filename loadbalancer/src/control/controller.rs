@@ -1084,7 +1084,11 @@ impl Controller {
                     weight: u32::from(standing.set_weight.unwrap_or(server.weight)),
                     share: 0.0,
                     active: found.map_or(0, |found| found.active),
-                    high_water: server.high_water.map(|mark| mark.get()),
+                    high_water: match found.map(|found| found.backend.high_water) {
+                        Some(u32::MAX) => None,
+                        Some(mark) => Some(mark),
+                        None => server.high_water.map(|mark| mark.get()),
+                    },
                     hot_mark: found.map(|found| found.backend.hot_mark).filter(|mark| *mark != u32::MAX),
                     check_latency_us: health
                         .and_then(|health| health.last_latency())

@@ -89,6 +89,7 @@ pub struct Server {
     /// Part of the service's new flows that are to go to it while its first tier has room, 0 to 1.
     pub share: f64,
     pub active: u32,
+    /// Most active flows now: less than configured during slow start, or if the server's agent says so.
     pub high_water: Option<u32>,
     /// From how many active flows on new ones prefer others.
     pub hot_mark: Option<u32>,

@@ -8,10 +8,11 @@ use loadbalancer::control::quality::Report;
 use loadbalancer::control::standby::Report as StandbyReport;
 use loadbalancer::quality::explain::{Reason, ServerReport};
 use loadbalancer::quality::standby::explain::Phase;
+use loadbalancer_tests::support::agent::Agent;
 use loadbalancer_tests::support::events::wait_until;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
-use loadbalancer_tests::support::server::Behaviour;
+use loadbalancer_tests::support::server::{AGENT_PORT, Behaviour};
 
 use super::world::{SOON, Setup, World};
 
@@ -115,4 +116,33 @@ fn a_standby_server_serves_while_quality_is_low_and_is_given_back_without_breaki
     let told = fs::read_to_string(&told).expect("the hook wrote");
     assert_eq!(told, "start web server4 10.77.104.2\nstop web server4 10.77.104.2\n");
     fs::remove_dir_all(directory).expect("removed");
+}
+
+#[test]
+fn an_agents_word_is_followed_and_nonsense_changes_nothing() {
+    let agent = format!("agent = {{ port = {AGENT_PORT}, interval = \"100ms\", timeout = \"300ms\" }}\n");
+    let world = Setup::new("dnat").check().with(|setup| setup.keys += &agent).up();
+    let vip = vip4(1).into();
+    let held = world.hold(vip, Protocol::Tcp, 20);
+    let say = |word: &str| world.servers[0].set_agent(Agent::Line(word.to_owned()));
+    say("ready up 50%");
+    wait_report(&world, "server1", "has half a share", SOON, |it| (it.published_share - 0.5 / 3.5).abs() < 0.02);
+    say("purple \u{1f990} elephants");
+    wait_until("nonsense is told", SOON, || world.gateway.log().contains("its agent could not be asked"))
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.gateway.log()));
+    assert_eq!(report(&world, "server1").word.weight_percent, 50);
+    say("drain");
+    wait_report(&world, "server1", "is drained", SOON, |it| !it.serving && it.published_share == 0.0);
+    assert!(!world.requests(vip, 100).by_server.contains_key("server1"));
+    say("ready up 100% maxconn:3");
+    wait_report(&world, "server1", "serves", SOON, |it| it.serving && it.published_share > 0.2);
+    wait_until("its mark is set", SOON, || {
+        let snapshot = world.gateway.snapshot();
+        let server = snapshot.services[0].servers.iter().find(|server| server.name == "server1");
+        server.is_some_and(|server| server.high_water == Some(3))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+    say("down # disk full");
+    wait_report(&world, "server1", "is down", SOON, |it| !it.serving);
+    world.assert_held(&held);
 }
