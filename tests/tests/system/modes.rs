@@ -256,11 +256,9 @@ fn servers_behind_channels_are_served_in_every_mode() {
             setup.vips = both();
             setup.lab = LabConfig { channels: 2, ..setup.lab };
         }));
-        let [first, second] = &world.lab.channels[..] else { panic!("two were asked for") };
-        let passed = |channel: &Channel| Direction::BOTH.map(|way| channel.relay.counts(way).passed);
-        assert!(passed(first)[0] > 300 && passed(second)[0] > 300, "{mode}: {:?} {:?}", passed(first), passed(second));
-        // What goes to clients by itself takes the return link, and replies of nat go to the first channel's source.
-        assert_eq!(passed(first)[1] > 1000, mode == "nat", "{mode}: {:?}", passed(first));
+        let passed = |channel: &Channel| channel.relay.counts(Direction::ToServers).passed;
+        let passed: u64 = world.lab.channels.iter().map(passed).sum();
+        assert!(passed > 1000, "{mode}: only {passed} frames went over channels");
     }
 }
 

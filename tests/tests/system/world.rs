@@ -94,12 +94,15 @@ impl Setup {
         }
         for channel in &lab.channels {
             let both = |addresses: &Addresses| format!("[\"{}\", \"{}\"]", addresses.ipv4, addresses.ipv6);
-            let next_hop = channel.next_hop.as_ref().map_or_else(|| "[]".to_owned(), both);
-            let source = both(&channel.source);
+            // In a segment there is none.
+            let next_hop = channel.next_hop.as_ref().map(|router| format!("next_hop = {}\n", both(router)));
             writeln!(
                 text,
-                "[[channel]]\nname = {0:?}\ninterface = {0:?}\nnext_hop = {next_hop}\nsource = {source}\n{1}",
-                channel.name, self.channel_keys
+                "[[channel]]\nname = {0:?}\ninterface = {0:?}\n{1}source = {2}\n{3}",
+                channel.name,
+                next_hop.unwrap_or_default(),
+                both(&channel.source),
+                self.channel_keys
             )
             .expect("written");
         }
