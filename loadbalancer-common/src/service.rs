@@ -45,7 +45,8 @@ pub struct Reply {
     pub port: Be16,
     pub service: u16,
     pub backend: u16,
-    pub pad: u16,
+    /// That of the service.
+    pub sample_mask: u16,
 }
 
 /// Index 0 is no service: packets that are not ours are counted there.
@@ -75,6 +76,9 @@ pub struct Service {
     /// First and last port that `nat` may use as source, host order.
     pub nat_port_first: u16,
     pub nat_port_last: u16,
+    /// Which flows are watched, see [`crate::signal::is_sampled`].
+    pub sample_mask: u16,
+    pub pad2: [u16; 3],
     /// Which it is in the configuration, so that a new controller recognises what it finds.
     pub identity: u64,
     /// Ring and members of each tier, see [`crate::ring::RingRef`]; one word so that a switch is seen as a whole.

@@ -26,10 +26,9 @@ pub struct Settings {
     /// Always zero. The packet path adds it to offsets that the verifier would otherwise follow value by value, walking
     /// the whole program once per kind of link header.
     pub zero: u64,
-    /// Which flows are watched, see [`crate::signal::is_sampled`].
-    pub sample_mask: u32,
     /// Number of places for watched flows minus one; the number is a power of two.
     pub observed_mask: u32,
+    pub pad: u32,
 }
 
 impl Settings {

@@ -12,21 +12,21 @@ use crate::backend::PATH_SLOTS;
 pub const CHANNELS: usize = PATH_SLOTS;
 
 /// Mask by which no flow is sampled.
-pub const OFF: u32 = u32::MAX;
+pub const OFF: u16 = u16::MAX;
 
 /// Flows of which one is sampled, at most: higher bits of the hash choose a flow's path slot and its place in tables.
-pub const MOST_FLOWS_PER_SAMPLE: u32 = 1 << 12;
+pub const MOST_FLOWS_PER_SAMPLE: u16 = 1 << 12;
 
 /// The mask by which one flow in so many is sampled, a power of two; zero: none is.
-pub const fn mask_of(flows_per_sample: u32) -> u32 {
+pub const fn mask_of(flows_per_sample: u16) -> u16 {
     flows_per_sample.wrapping_sub(1)
 }
 
 /// Whether a flow is watched, by the hash of its tuple, and so in both directions alike.
 #[inline(always)]
-pub const fn is_sampled(hash: u64, mask: u32) -> bool {
+pub const fn is_sampled(hash: u64, mask: u16) -> bool {
     // The bit that only `OFF` asks for.
-    (hash as u32 | 1 << 31) & mask == 0
+    (hash as u16 | 1 << 15) & mask == 0
 }
 
 /// Buckets of a histogram.

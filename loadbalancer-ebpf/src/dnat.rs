@@ -39,7 +39,7 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
         return verdict;
     }
-    if is_sampled(hash, settings.sample_mask) {
+    if is_sampled(hash, reply.sample_mask) {
         observe::server(ctx, packet, Key::Hash(hash));
     }
     if packet.part == Part::First {

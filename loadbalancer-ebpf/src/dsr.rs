@@ -260,8 +260,7 @@ fn send<F: Family>(
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    // Looked up anew: kept since the beginning they would take stack, of which the IPv6 program has none to spare.
-    if maps::settings().is_some_and(|settings| is_sampled(hash, settings.sample_mask)) {
+    if is_sampled(hash, service.sample_mask) {
         let replies = match service.mode {
             mode::DNAT => Replies::All,
             _ if before == state::TCP_SYN => Replies::Told,

@@ -310,7 +310,7 @@ fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, pack
     if !affinity::find(settings, hash).is_some() {
         return pass;
     }
-    if is_sampled(hash, settings.sample_mask) && is_unreachable::<F>(packet) {
+    if is_sampled(hash, reply.sample_mask) && is_unreachable::<F>(packet) {
         observe::unreachable(Key::Hash(hash), quoted.protocol);
     }
     let Some(hop) = F::last_hop(&packet.dst) else {

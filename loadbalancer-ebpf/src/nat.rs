@@ -381,7 +381,7 @@ fn take_port<F: Family>(service_backend: u32, attempt: u32) -> bool {
     let opening = unsafe { &mut *scratch };
     opening.forward.sport = Be16::new(port);
     let hash = hash::nat_flow(settings.seed, service_backend as u16, opening.forward.sport, opening.key.protocol);
-    let flags = if is_sampled(hash, settings.sample_mask) { SAMPLED } else { 0 };
+    let flags = if is_sampled(hash, service.sample_mask) { SAMPLED } else { 0 };
     (opening.forward.flags, opening.reply.flags) = (flags, flags);
     reverse(&mut opening.reply_key, &opening.forward, opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);

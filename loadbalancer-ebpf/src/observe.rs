@@ -215,13 +215,9 @@ macro_rules! set {
 }
 
 impl Flow {
-    /// None if nothing is watched (any more: a flow of `nat` has been chosen when it began).
     #[inline(always)]
     fn of(key: u64, transport: u64) -> Option<Self> {
         let settings = maps::settings()?;
-        if settings.sample_mask == signal::OFF {
-            return None;
-        }
         let hash = if transport & IS_NAT == 0 {
             key
         } else {

@@ -42,8 +42,6 @@ pub struct Gateway {
     pub channel_marks: u32,
     /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
     pub vip_interface: Option<String>,
-    /// One flow in so many is watched for passive signals: a power of two; zero: none.
-    pub flows_per_sample: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +109,8 @@ pub struct Service {
     pub nat_ports: RangeInclusive<u16>,
     /// Destination port of `dsr-gue`.
     pub gue_port: u16,
+    /// One flow in so many is watched for passive signals: a power of two; zero: none.
+    pub flows_per_sample: u16,
     /// Decides whether a server is up; none: all are taken to be.
     pub check: Option<Check>,
     /// Asked of each server as well, to know its quality; none of them takes a server down.

@@ -128,7 +128,6 @@ fn gateway_defaults() -> Gateway {
         hash_seed: None,
         channel_marks: 0x4c42_0000,
         vip_interface: None,
-        flows_per_sample: 16,
     }
 }
 
@@ -179,17 +178,16 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     set(&mut gateway.channel_marks, section.number("channel_marks", 256..=0xffff_ff00));
     gateway.vip_interface =
         section.string("vip_interface", "eth0").and_then(|name| interface_name(&section, name)).map(|name| name.value);
-    set(&mut gateway.flows_per_sample, section.parsed("passive", "1/16", flows_per_sample));
     section.finish();
     gateway
 }
 
 /// A share such as `1/16`, or `off`.
-fn flows_per_sample(text: &str) -> Result<u32, String> {
+fn flows_per_sample(text: &str) -> Result<u16, String> {
     if text == "off" {
         return Ok(0);
     }
-    match text.strip_prefix("1/").map(str::parse::<u32>) {
+    match text.strip_prefix("1/").map(str::parse::<u16>) {
         Some(Ok(flows)) if flows.is_power_of_two() && flows <= MOST_FLOWS_PER_SAMPLE => Ok(flows),
         _ => Err(format!("`{text}` is not \"off\" or 1/N with N a power of two up to {MOST_FLOWS_PER_SAMPLE}")),
     }
@@ -316,6 +314,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         nat_source: Vec::new(),
         nat_ports: DEFAULT_NAT_PORTS,
         gue_port: GUE_PORT,
+        flows_per_sample: 16,
         check: None,
         monitors: Vec::new(),
         agent: None,
@@ -364,6 +363,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         useless(&section, "gue_port", &service, &place, Mode::DsrGue);
         service.gue_port = port.value;
     }
+    set(&mut service.flows_per_sample, section.parsed("passive", "1/16", flows_per_sample));
     if let Some(check) = section.section("check", "[service.check]") {
         place.check = check.span.clone();
         service.check = check::check(check);

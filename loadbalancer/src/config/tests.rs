@@ -146,8 +146,8 @@ fn what_is_refused_is_told_with_place_and_mend() {
 #[test]
 fn the_share_of_watched_flows_is_read() {
     for (text, flows) in [("off", 0), ("1/1", 1), ("1/16", 16), ("1/4096", 4_096)] {
-        let text = service("").replace(GATEWAY, &format!("{GATEWAY}passive = \"{text}\"\n"));
-        assert_eq!(Config::parse("test.toml", &text).expect("it is right").gateway.flows_per_sample, flows);
+        let config = Config::parse("test.toml", &service(&format!("passive = \"{text}\""))).expect("it is right");
+        assert_eq!(config.services[0].flows_per_sample, flows);
     }
 }
 

@@ -248,18 +248,13 @@ pub fn desired(
                 mode: kernel_mode(service.mode),
                 flags: flags(service),
                 nat_ports: (*service.nat_ports.start(), *service.nat_ports.end()),
+                sample_mask: mask_of(service.flows_per_sample),
                 listens: service.listen.iter().filter(|listen| belongs(listen.addr)).copied().collect(),
                 backends,
             });
         }
     }
-    Desired {
-        seed,
-        timeouts: timeouts(&config.timeouts),
-        redirect_back: resolved.has_veth,
-        sample_mask: mask_of(config.gateway.flows_per_sample),
-        services,
-    }
+    Desired { seed, timeouts: timeouts(&config.timeouts), redirect_back: resolved.has_veth, services }
 }
 
 fn backend(

@@ -16,8 +16,6 @@ pub struct Desired {
     pub timeouts: [u16; TIMEOUTS],
     /// See [`loadbalancer_common::settings::Settings::REDIRECT_BACK`].
     pub redirect_back: bool,
-    /// See [`loadbalancer_common::signal::is_sampled`].
-    pub sample_mask: u32,
     pub services: Vec<DesiredService>,
 }
 
@@ -31,6 +29,8 @@ pub struct DesiredService {
     pub flags: u8,
     /// First and last source port of `nat`.
     pub nat_ports: (u16, u16),
+    /// See [`loadbalancer_common::signal::is_sampled`].
+    pub sample_mask: u16,
     pub listens: Vec<Listen>,
     pub backends: Vec<DesiredBackend>,
 }

@@ -272,8 +272,8 @@ impl Reconciler {
             flags,
             timeouts: desired.timeouts,
             zero: 0,
-            sample_mask: desired.sample_mask,
             observed_mask: self.kernel.sizes.observed() - 1,
+            pad: 0,
         };
         if settings != self.actual.settings {
             self.kernel.maps.settings.set(&0, &settings)?;
@@ -329,6 +329,7 @@ impl Reconciler {
         service.mode = desired.mode;
         service.flags = desired.flags;
         (service.nat_port_first, service.nat_port_last) = desired.nat_ports;
+        service.sample_mask = desired.sample_mask;
         service.identity = desired.identity;
         if service != self.actual.services[id as usize] {
             self.kernel.maps.services.set(&u32::from(id), &service)?;
@@ -504,7 +505,7 @@ impl Reconciler {
                     port: Be16::new(listen.port.unwrap_or(0)),
                     service: id,
                     backend: *number,
-                    pad: 0,
+                    sample_mask: service.sample_mask,
                 };
                 replies.insert((backend.addr, server_port, listen.protocol.number()), reply);
             }

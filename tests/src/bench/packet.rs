@@ -5,20 +5,23 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use loadbalancer::dataplane::kernel::Sizes;
+use loadbalancer::dataplane::signals::{Source, Tracker};
 use loadbalancer_common::affinity::Bucket;
 use loadbalancer_common::checksum::fold;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::encap;
 use loadbalancer_common::service::mode;
-use loadbalancer_common::signal::mask_of;
+use loadbalancer_common::signal::{index, mask_of};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -35,7 +38,7 @@ const TEMPLATE: usize = 80;
 /// Bytes of payload with which a frame is as long as one that the generator knows.
 const PAYLOAD: usize = 12;
 /// As the configuration has it by default.
-const USUAL_FLOWS_PER_SAMPLE: u32 = 16;
+const USUAL_FLOWS_PER_SAMPLE: u16 = 16;
 /// Room for the largest number of flows, and for new ones beside.
 const SIZES: Sizes =
     Sizes { services: 16, backends: 1024, rings: 16, flows: 1_000_000, nat_flows: 1_200_000, vips: 1024 };
@@ -56,12 +59,20 @@ struct Arguments {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only what watching flows costs
+    /// Only one of the tables
     #[arg(long)]
-    passive: bool,
+    only: Option<Table>,
     /// Draw plots: FILE with `-established` and `-new` before its end
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Table {
+    /// What a packet costs
+    Packets,
+    /// What watching flows costs
+    Watching,
 }
 
 /// A mode as it is measured.
@@ -121,15 +132,20 @@ fn run(arguments: &Arguments) -> Result<bool> {
     // Interrupts tend to go to the first one.
     cpu.set(std::thread::available_parallelism()?.get() - 1)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
-    println!(
-        "net cost per packet in ns, and as a ratio to generator and null program alone; medians of {} rounds\n",
-        arguments.rounds
-    );
-    println!("{:<16} {:<12} {:>9} {:>9} {:>8} {:>7}  bar", "mode", "packets", "flows", "null ns", "net ns", "ratio");
     let mut figures = Vec::new();
+    if arguments.only != Some(Table::Watching) {
+        println!(
+            "net cost per packet in ns, and as a ratio to generator and null program alone; medians of {} rounds\n",
+            arguments.rounds
+        );
+        println!(
+            "{:<16} {:<12} {:>9} {:>9} {:>8} {:>7}  bar",
+            "mode", "packets", "flows", "null ns", "net ns", "ratio"
+        );
+    }
     let mut lines = [Vec::new(), Vec::new()];
-    let modes = || MODES.iter().filter(|mode| mode.name.contains(&arguments.filter));
-    for mode in modes().take_while(|_| !arguments.passive) {
+    let modes = MODES.iter().filter(|mode| mode.name.contains(&arguments.filter));
+    for mode in modes.filter(|_| arguments.only != Some(Table::Watching)) {
         let mut bench = Bench::new(*mode)?;
         for (kind, lines) in [Kind::Established, Kind::New].into_iter().zip(&mut lines) {
             let mut line = Line { name: mode.name.to_owned(), points: Vec::new() };
@@ -167,13 +183,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
             lines.push(line);
         }
     }
-    println!("\nnet ns per packet with no flow watched, one in sixteen, and all");
-    println!(
-        "{:<16} {:<12} {:>9} {:>8} {:>8} {:>8} {:>7}  bar",
-        "mode", "packets", "flows", "none", "1/16", "all", "ratio"
-    );
-    for mode in modes() {
-        passive(&mut Bench::new(*mode)?, arguments, &mut figures)?;
+    if arguments.only != Some(Table::Packets) {
+        watching(arguments, &mut figures)?;
     }
     let cost = |name: &str| {
         let name = format!("{name}, established, 1 flows: net");
@@ -205,9 +216,22 @@ fn run(arguments: &Arguments) -> Result<bool> {
 /// less here, by as much as the generator does less, so the unit and not the ratio is what is comparable.
 const REFERENCE_NULL: f64 = 77.0;
 
+fn watching(arguments: &Arguments, figures: &mut Vec<Figure>) -> Result<()> {
+    println!("\nnet ns per packet with no flow watched, one in sixteen, and all");
+    println!(
+        "{:<16} {:<12} {:>9} {:>8} {:>8} {:>8} {:>7}  bar",
+        "mode", "packets", "flows", "none", "1/16", "all", "ratio"
+    );
+    for mode in MODES.iter().filter(|mode| mode.name.contains(&arguments.filter)) {
+        passive(&mut Bench::new(*mode)?, arguments, figures)?;
+    }
+    figures.push(reading(arguments.rounds)?);
+    Ok(())
+}
+
 /// What watching flows costs, by their share: net ns with none, one in sixteen and all of them watched.
 fn passive(bench: &mut Bench, arguments: &Arguments, figures: &mut Vec<Figure>) -> Result<()> {
-    for kind in [Kind::Established, Kind::Data] {
+    for kind in [Kind::Established, Kind::Data, Kind::New] {
         if kind == Kind::Data && !bench.has_room_for_data() {
             continue;
         }
@@ -234,6 +258,34 @@ fn passive(bench: &mut Bench, arguments: &Arguments, figures: &mut Vec<Figure>) 
         }
     }
     Ok(())
+}
+
+/// What the controller takes to read the signals of a thousand servers, of each of which there is something new.
+fn reading(rounds: usize) -> Result<Figure> {
+    const SERVERS: u16 = 1_000;
+    let world = World::with_sizes(SIZES)?;
+    let maps = &world.kernel().maps;
+    let sources = || (1..=SERVERS).map(|backend| Source { server: (1, backend.into()), backend, channel: 0 });
+    let mut tracker = Tracker::default();
+    tracker.read(maps, sources());
+    let mut times = Vec::new();
+    for _ in 0..rounds.max(1) * 10 {
+        for source in sources() {
+            let words = maps.signals.value(index(source.backend, source.channel) as usize);
+            for word in words {
+                word.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let begun = Instant::now();
+        let news = tracker.read(maps, sources());
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+        if news.len() != usize::from(SERVERS) {
+            bail!("{} of {SERVERS} servers had news", news.len());
+        }
+    }
+    let figure = Figure::new("reading the signals of 1,000 servers", "us", times).with_bar(Bar::AtMost(1_000.0));
+    println!("\nreading the signals of 1,000 servers: {:.0} us ({})", figure.value, figure.bar_text());
+    Ok(figure)
 }
 
 fn bar(mode: &str, kind: Kind, flows: u32) -> Option<f64> {
@@ -271,8 +323,6 @@ struct Bench {
     generator: Ebpf,
     service: u16,
     mode: Mode,
-    /// Bytes behind the transport header.
-    payload: usize,
 }
 
 impl Bench {
@@ -302,8 +352,8 @@ impl Bench {
             let words: [[u8; 4]; 5] = [[0x45, 0, 0, 0], [0, 0, 0x40, 0], [64, 4, 0, 0], [10, 0, 0, 1], [10, 0, 1, 9]];
             outer.set(backend, words.map(u32::from_ne_bytes), 0)?;
         }
-        world.change_settings(|settings| settings.sample_mask = mask_of(USUAL_FLOWS_PER_SAMPLE))?;
-        Ok(Self { world, generator, service, mode, payload: 0 })
+        world.watch(service, mask_of(USUAL_FLOWS_PER_SAMPLE))?;
+        Ok(Self { world, generator, service, mode })
     }
 
     /// Costs of rounds: null program, net, net / null, and net / net of the reference, where there is one.
@@ -311,23 +361,16 @@ impl Bench {
         self.prime(flows)?;
         let mut costs = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
         for round in 0..arguments.rounds {
-            let (order, flags, first, cycle, packets) = match kind {
-                Kind::Established | Kind::Data => (Order::Random, tcp_flag::ACK, 0x0b00_0000, flows, arguments.packets),
-                // Never the same twice; few enough that those in the table are not pushed out.
-                Kind::New => {
-                    let packets = arguments.packets.min(100_000);
-                    (Order::Sequence, tcp_flag::SYN, 0x0c00_0000 + (round as u32 + 1) * (1 << 16), packets, packets)
-                }
-            };
+            let run = self.packets(kind, flows, round as u32 + 1, arguments);
             let before = self.forwarded()?;
-            let full = self.generate(Target::Gateway, order, flags, first, cycle, packets)?;
+            let full = self.generate(Target::Gateway, &run)?;
             let forwarded = self.forwarded()? - before;
-            if forwarded < u64::from(packets) * 99 / 100 {
-                bail!("{}: only {forwarded} of {packets} packets were forwarded", self.mode.name);
+            if forwarded < u64::from(run.packets) * 99 / 100 {
+                bail!("{}: only {forwarded} of {} packets were forwarded", self.mode.name, run.packets);
             }
-            let null = self.generate(Target::Null, order, flags, first, cycle, packets)?;
+            let null = self.generate(Target::Null, &run)?;
             if self.has_reference() {
-                let lru = self.generate(Target::Lru, order, flags, first, cycle, packets)?;
+                let lru = self.generate(Target::Lru, &run)?;
                 costs[3].push((full - null) / (lru - null));
             }
             costs[0].push(null);
@@ -340,12 +383,12 @@ impl Bench {
     /// Opens flows.
     fn prime(&mut self, flows: u32) -> Result<()> {
         self.forget()?;
-        self.payload = 0;
         // Each flow once as new, once more as established.
         for flags in [tcp_flag::SYN, tcp_flag::ACK] {
-            self.generate(Target::Gateway, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
+            let run = Run { order: Order::Sequence, flags, address: 0x0b00_0000, flows, packets: flows, payload: 0 };
+            self.generate(Target::Gateway, &run)?;
             if self.has_reference() {
-                self.generate(Target::Lru, Order::Sequence, flags, 0x0b00_0000, flows, flows)?;
+                self.generate(Target::Lru, &run)?;
             }
         }
         Ok(())
@@ -354,28 +397,27 @@ impl Bench {
     /// Net costs of rounds with no flow watched, one in sixteen, and all.
     fn measure_passive(&mut self, kind: Kind, flows: u32, arguments: &Arguments) -> Result<[Vec<f64>; 3]> {
         let mut costs = [Vec::new(), Vec::new(), Vec::new()];
-        self.prime(flows)?;
+        let mut runs = 1;
         for round in 0..arguments.rounds {
             let mut nets = [0.0; 3];
             for (net, flows_per_sample) in nets.iter_mut().zip([0, 16, 1]) {
-                self.world.change_settings(|settings| settings.sample_mask = mask_of(flows_per_sample))?;
+                self.world.watch(self.service, mask_of(flows_per_sample))?;
                 // Flows of `nat` are chosen when they begin.
                 if self.mode.mode == mode::NAT || round == 0 {
                     self.prime(flows)?;
                 }
-                self.payload = if kind == Kind::Data { PAYLOAD } else { 0 };
-                let run = (Order::Random, tcp_flag::ACK, 0x0b00_0000, flows, arguments.packets);
-                let full = self.generate(Target::Gateway, run.0, run.1, run.2, run.3, run.4)?;
-                *net = full - self.generate(Target::Null, run.0, run.1, run.2, run.3, run.4)?;
+                let run = self.packets(kind, flows, runs, arguments);
+                runs += 1;
+                let full = self.generate(Target::Gateway, &run)?;
+                *net = full - self.generate(Target::Null, &run)?;
             }
-            if flows == 1 {
+            if flows == 1 && kind != Kind::New {
                 // The one flow is watched or it is not; of many, one in sixteen is.
                 nets[1] = nets[0] + (nets[2] - nets[0]) / 16.0;
             }
             costs.iter_mut().zip(nets).for_each(|(costs, net)| costs.push(net));
         }
-        self.payload = 0;
-        self.world.change_settings(|settings| settings.sample_mask = mask_of(USUAL_FLOWS_PER_SAMPLE))?;
+        self.world.watch(self.service, mask_of(USUAL_FLOWS_PER_SAMPLE))?;
         Ok(costs)
     }
 
@@ -391,7 +433,7 @@ impl Bench {
     fn forget(&self) -> Result<()> {
         let maps = &self.world.kernel().maps;
         for word in maps.affinity.words().iter().chain(maps.active.words()) {
-            word.store(0, std::sync::atomic::Ordering::Relaxed);
+            word.store(0, Ordering::Relaxed);
         }
         if self.mode.mode == mode::NAT {
             let mut keys = Vec::new();
@@ -406,16 +448,34 @@ impl Bench {
         Ok(stats.services[&self.service].outcomes[Outcome::Forwarded as usize])
     }
 
+    /// The packets of a round; numbers of rounds are from 1 on and differ for what is to be new each time.
+    fn packets(&self, kind: Kind, flows: u32, round: u32, arguments: &Arguments) -> Run {
+        match kind {
+            Kind::Established | Kind::Data => Run {
+                order: Order::Random,
+                flags: tcp_flag::ACK,
+                address: 0x0b00_0000,
+                flows,
+                packets: arguments.packets,
+                payload: if kind == Kind::Data { PAYLOAD } else { 0 },
+            },
+            // Never the same twice; few enough that those in the table are not pushed out.
+            Kind::New => {
+                let packets = arguments.packets.min(100_000);
+                Run {
+                    order: Order::Sequence,
+                    flags: tcp_flag::SYN,
+                    address: 0x0c00_0000 + (round << 16),
+                    flows: packets,
+                    packets,
+                    payload: 0,
+                }
+            }
+        }
+    }
+
     /// Mean time of a packet in ns.
-    fn generate(
-        &mut self,
-        target: Target,
-        order: Order,
-        flags: u8,
-        address: u32,
-        flows: u32,
-        packets: u32,
-    ) -> Result<f64> {
+    fn generate(&mut self, target: Target, run: &Run) -> Result<f64> {
         let fd = match target {
             Target::Gateway => fd(self.world.kernel_mut().program()?)?,
             Target::Null => fd(program(&mut self.generator, "null")?)?,
@@ -423,7 +483,7 @@ impl Bench {
         };
         let map = self.generator.map_mut("TARGET").context("the generator has a program array")?;
         ProgramArray::try_from(map)?.set(0, &fd, 0)?;
-        let frame = self.frame(flags);
+        let frame = self.frame(run.flags, run.payload);
         let mut template = [0; TEMPLATE];
         template[..frame.len()].copy_from_slice(&frame);
         let (address_at, port_at) = if self.mode.v6 { (14 + 8 + 12, 54) } else { (14 + 12, 34) };
@@ -437,13 +497,13 @@ impl Bench {
         };
         let addresses = [word(address_at), word(address_at + 2)];
         let config = Config {
-            flows,
+            flows: run.flows,
             next: 0,
             length: frame.len() as u32,
             address_at,
             port_at,
-            address,
-            random: u32::from(order == Order::Random),
+            address: run.address,
+            random: u32::from(run.order == Order::Random),
             ip_checksum_at,
             checksum_at,
             ip_sum: if self.mode.v6 { 0 } else { without(word(ip_checksum_at), &addresses) },
@@ -452,15 +512,15 @@ impl Bench {
         };
         let map = self.generator.map_mut("CONFIG").context("the generator has a configuration")?;
         Array::try_from(map)?.set(0, config, 0)?;
-        let run = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::default() };
-        let result = program(&mut self.generator, "generator")?.test_run(run)?;
+        let options = TestRunOptions { data_in: Some(&frame), repeat: run.packets, ..TestRunOptions::default() };
+        let result = program(&mut self.generator, "generator")?.test_run(options)?;
         if result.return_value == 0 {
             bail!("{}: the generator or the program under test aborted", self.mode.name);
         }
         Ok(result.duration.as_nanos() as f64)
     }
 
-    fn frame(&self, flags: u8) -> Vec<u8> {
+    fn frame(&self, flags: u8, payload: usize) -> Vec<u8> {
         let (client, vip) = if self.mode.v6 { ("2001:db8:1::7", "2001:db8::10") } else { ("11.0.0.0", "192.0.2.10") };
         if self.mode.udp {
             // As long as a TCP header.
@@ -468,7 +528,7 @@ impl Bench {
         } else {
             Frame::tcp(client, 1_024, vip, 80, flags)
                 .with(|frame| {
-                    frame.payload = vec![0; self.payload];
+                    frame.payload = vec![0; payload];
                     if let Transport::Tcp { options, .. } = &mut frame.transport
                         && self.mode.options
                     {
@@ -478,6 +538,18 @@ impl Bench {
                 .bytes()
         }
     }
+}
+
+/// Packets that are generated.
+struct Run {
+    order: Order,
+    flags: u8,
+    /// Of the first flow's client.
+    address: u32,
+    flows: u32,
+    packets: u32,
+    /// Bytes behind the transport header.
+    payload: usize,
 }
 
 #[derive(Clone, Copy)]

@@ -71,6 +71,15 @@ fn clear<K: Pod, V: Pod>(map: &Map<K, V>) -> Result<()> {
     Ok(())
 }
 
+fn watch_replies<K: Pod>(map: &Map<K, Reply>, service: u16, mask: u16) -> Result<()> {
+    let mut replies = Vec::new();
+    map.for_each(|key, reply| replies.push((*key, *reply)))?;
+    for (key, reply) in replies.into_iter().filter(|(_, reply)| reply.service == service) {
+        map.set(&key, &Reply { sample_mask: mask, ..reply })?;
+    }
+    Ok(())
+}
+
 /// A server as a test wants it.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -181,9 +190,8 @@ impl World {
             flags: self.flags,
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
             zero: 0,
-            // Every flow, so that all packets of all cases run through it.
-            sample_mask: mask_of(1),
             observed_mask: self.kernel().sizes.observed() - 1,
+            pad: 0,
         };
         Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
@@ -218,6 +226,8 @@ impl World {
             tier_count,
             nat_port_first: 20_000,
             nat_port_last: 29_999,
+            // Every flow, so that all packets of all cases run through it.
+            sample_mask: mask_of(1),
             tiers,
             ..Service::default()
         };
@@ -268,7 +278,7 @@ impl World {
 
     fn reply(&self, vip: IpAddr, port: u16, protocol: u8, server: &Server, backend: u16, service: u16) -> Result<()> {
         let server_port = if server.port == 0 { port } else { server.port };
-        let value = Reply { vip: vip.into(), port: Be16::new(port), service, backend, pad: 0 };
+        let value = Reply { vip: vip.into(), port: Be16::new(port), service, backend, sample_mask: mask_of(1) };
         let port = Be16::new(server_port);
         match server.addr {
             IpAddr::V4(addr) if vip.is_ipv4() => {
@@ -317,6 +327,14 @@ impl World {
         let mut service = self.kernel().maps.services.get(&(id as u32))?.context("the service is there")?;
         change(&mut service);
         Ok(self.kernel().maps.services.set(&(id as u32), &service)?)
+    }
+
+    /// Sets which flows of a service are watched.
+    pub fn watch(&self, service: u16, mask: u16) -> Result<()> {
+        self.change_service(service, |service| service.sample_mask = mask)?;
+        let maps = &self.kernel().maps;
+        watch_replies(&maps.replies4, service, mask)?;
+        watch_replies(&maps.replies6, service, mask)
     }
 
     pub fn settings(&self) -> Result<Settings> {
