@@ -65,6 +65,19 @@ fn numbers<const N: usize>(section: &Section<'_, '_>, fields: [(&'static str, &m
     }
 }
 
+/// The second key is to be at least as large as the first.
+fn in_order<T: PartialOrd>(section: &Section<'_, '_>, less: (&str, T), more: (&str, T)) {
+    if more.1 < less.1 {
+        let given = if section.has(more.0) { more.0 } else { less.0 };
+        let message = format!("`{}` is smaller than `{}`", more.0, less.0);
+        section.error(
+            section.value_span(given),
+            message,
+            format!("make `{}` at least as large as `{}`", more.0, less.0),
+        );
+    }
+}
+
 fn measure(section: Section<'_, '_>, it: &mut measure::Settings) {
     times(
         &section,
@@ -86,6 +99,7 @@ fn measure(section: Section<'_, '_>, it: &mut measure::Settings) {
             ("sure", &mut it.sure, 0.0, 100.0),
         ],
     );
+    in_order(&section, ("memory", it.memory), ("long_memory", it.long_memory));
     section.finish();
 }
 
@@ -93,6 +107,7 @@ fn law(section: Section<'_, '_>, it: &mut law::Settings) {
     times(
         &section,
         [
+            ("patience", &mut it.patience),
             ("correction", &mut it.correction),
             ("far_correction", &mut it.far_correction),
             ("publish_every", &mut it.publish_every),
@@ -106,7 +121,9 @@ fn law(section: Section<'_, '_>, it: &mut law::Settings) {
             ("beyond", &mut it.beyond, 0.0, 10.0),
             ("deadband", &mut it.deadband, 0.0, 2.0),
             ("settled", &mut it.settled, 0.0, 2.0),
+            ("settled_sure", &mut it.settled_sure, 0.0, 100.0),
             ("sure", &mut it.sure, 0.0, 100.0),
+            ("lasting_sure", &mut it.lasting_sure, 0.0, 100.0),
             ("far_off", &mut it.far_off, 1.0, 1e3),
             ("fall", &mut it.fall, 0.01, 1.0),
             ("rise", &mut it.rise, 1.0, 10.0),
@@ -133,10 +150,7 @@ fn eject(section: Section<'_, '_>, it: &mut eject::Settings) {
             ("panic", &mut it.panic, 0.0, 1.0),
         ],
     );
-    if it.max < it.base {
-        let help = "make `max` at least as long as `base`";
-        section.error(section.value_span("max"), "the longest ejection is shorter than the first", help);
-    }
+    in_order(&section, ("base", it.base), ("max", it.max));
     section.finish();
 }
 
@@ -150,6 +164,7 @@ fn channels(section: Section<'_, '_>, it: &mut channel::Settings) {
     times(
         &section,
         [
+            ("interval", &mut it.interval),
             ("loss_penalty", &mut it.loss_penalty),
             ("score_floor", &mut it.score_floor),
             ("hold", &mut it.hold),
@@ -179,5 +194,35 @@ fn channels(section: Section<'_, '_>, it: &mut channel::Settings) {
     ] {
         set(field, section.number(key, 1..=100_000));
     }
+    in_order(&section, ("hold", it.hold), ("hold_most", it.hold_most));
+    in_order(&section, ("back_after", it.back_after), ("back_most", it.back_most));
     section.finish();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../examples/quality.toml");
+
+    #[test]
+    fn the_example_has_all_constants_with_their_defaults() {
+        let config = Config::parse("quality.toml", EXAMPLE).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.quality, Quality::default());
+        for table in ["measure", "law", "eject", "slow_start", "channels"] {
+            let header = format!("[quality.{table}]\n");
+            let errors = Config::parse("x", &EXAMPLE.replace(&header, &format!("{header}qqqq = 1\n"))).map(|_| ());
+            let text = errors.expect_err("there is no such key").to_string();
+            let (_, keys) = text.split_once("takes: ").unwrap_or_else(|| panic!("{text}"));
+            let shown =
+                EXAMPLE.split_once(&format!("\n{}", header.trim_end())).and_then(|(_, rest)| rest.split("\n\n").next());
+            for key in keys.trim().split(", ") {
+                assert!(
+                    shown.unwrap_or_default().contains(&format!("\n{key} = ")),
+                    "{key} of [quality.{table}] is not shown"
+                );
+            }
+        }
+    }
 }
