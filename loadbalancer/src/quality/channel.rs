@@ -11,7 +11,7 @@
 //! so many good probes on end, more each time. Where all are dead, the server is unreachable and slots stay as they are.
 //!
 //! How soon 5 % loss is sure: with two losses, that is within 3 s in 45 of 100 cases with 10 probes a second and nothing
-//! else, in 81 with 20, in 99.6 with 50. Traffic tells sooner: its handshakes and what it has to send again count alike.
+//! else, and slots have moved by then in 22. With 100 packets of traffic a second whose loss is seen, they always have.
 
 pub mod explain;
 mod loss;

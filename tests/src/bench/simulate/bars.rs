@@ -94,8 +94,8 @@ fn slower(name: &str, scenario: &Scenario, policies: &[Policy], rounds: u64, fig
 /// Throughput with measured weights over that with perfect weights, each as high as the latency target permits.
 fn throughput(rounds: u64) -> Figure {
     let ratios = (1..=rounds).map(|seed| {
-        let measured = highest_load(|load| scenario::different(load), &scenario::measured(), seed);
-        let perfect = highest_load(|load| scenario::different_with_perfect_weights(load), &Policy::Fixed, seed);
+        let measured = highest_load(scenario::different, &Policy::Measured, seed);
+        let perfect = highest_load(scenario::different_with_perfect_weights, &Policy::Fixed, seed);
         measured / perfect
     });
     Figure::new("speeds 1:2:4: throughput at a p99 of 100 ms over that with perfect weights", "", ratios.collect())

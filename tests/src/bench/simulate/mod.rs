@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use loadbalancer::quality::Settings;
 
 use self::run::Run;
 use self::server::{Change, Model};
@@ -56,12 +55,12 @@ fn simulate(arguments: &Arguments) -> Result<bool> {
 }
 
 /// How new flows find a server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
     /// The packet path with the weights of the configuration.
     Fixed,
     /// The packet path with measured weights.
-    Measured(Settings),
+    Measured,
     /// The packet path with weights by the law that was planned first, to compare with: see `gradient`.
     Gradient,
     /// HAProxy's `leastconn`: the server with the fewest connections for its weight.
@@ -74,7 +73,7 @@ impl Policy {
     fn name(&self) -> &'static str {
         match self {
             Self::Fixed => "fixed",
-            Self::Measured(_) => "measured",
+            Self::Measured => "measured",
             Self::Gradient => "gradient",
             Self::LeastConnections => "leastconn",
             Self::RandomOfTwo => "random(2)",

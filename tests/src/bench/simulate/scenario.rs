@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use loadbalancer::quality::Settings;
-
 use super::{Change, Model, Passive, Policy, Scenario};
 
 /// When the first change of a scenario comes, in seconds.
@@ -98,11 +96,7 @@ pub fn told_late(scenario: Scenario, delay: Duration) -> Scenario {
     Scenario { delay, ..scenario }
 }
 
-pub fn measured() -> Policy {
-    Policy::Measured(Settings::default())
-}
-
 /// Policies that are compared.
 pub fn policies() -> Vec<Policy> {
-    vec![Policy::Fixed, measured(), Policy::Gradient, Policy::LeastConnections, Policy::RandomOfTwo]
+    vec![Policy::Fixed, Policy::Measured, Policy::Gradient, Policy::LeastConnections, Policy::RandomOfTwo]
 }

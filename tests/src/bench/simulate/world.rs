@@ -5,6 +5,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use loadbalancer::control::hot::{self, Load};
+use loadbalancer::quality::Settings;
 use loadbalancer::quality::group::{Entry, Event as GroupEvent, Group, Nominal};
 use loadbalancer::quality::signal::{Counts, Failure, Histogram, Kind, Sample, ServerKey};
 use rand::rngs::Xoshiro256PlusPlus;
@@ -144,8 +145,8 @@ impl World<'_> {
     fn begin(&mut self) {
         let weights: Vec<f64> = self.scenario.servers.iter().map(|model| f64::from(model.weight)).collect();
         self.set_ring(&weights);
-        if let Policy::Measured(settings) = self.policy {
-            let mut group = Group::new(settings.clone(), Duration::ZERO);
+        if matches!(self.policy, Policy::Measured) {
+            let mut group = Group::new(Settings::default(), Duration::ZERO);
             for (index, model) in self.scenario.servers.iter().enumerate() {
                 let nominal = Nominal { weight: model.weight, high_water: None };
                 group.set_server(ServerKey(index as u32), nominal, Entry::Known, Duration::ZERO);
@@ -318,7 +319,7 @@ impl World<'_> {
 
     fn choose(&mut self) -> usize {
         match self.policy {
-            Policy::Fixed | Policy::Measured(_) | Policy::Gradient => {
+            Policy::Fixed | Policy::Measured | Policy::Gradient => {
                 let first = self.place();
                 if self.active[first] < self.marks[first] {
                     return first;
