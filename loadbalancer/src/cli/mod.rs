@@ -60,35 +60,11 @@ enum Command {
         watch: WatchArgs,
     },
     /// Explain the weight of every server: what was measured, the score, the reason for the last change
-    Quality {
-        #[command(flatten)]
-        socket: SocketArgs,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        watch: WatchArgs,
-    },
+    Quality(ReportArgs),
     /// Show the ways to each server: round-trip time, loss, score, and how many flows take them
-    Channels {
-        #[command(flatten)]
-        socket: SocketArgs,
-        /// As JSON, with the history of the last minute
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        watch: WatchArgs,
-    },
+    Channels(ReportArgs),
     /// Show the pool of standby servers, who has which, and why
-    Standby {
-        #[command(flatten)]
-        socket: SocketArgs,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        watch: WatchArgs,
-    },
+    Standby(ReportArgs),
     /// List services
     Services(ShowArgs),
     /// List servers with their state
@@ -145,6 +121,18 @@ pub struct ShowArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What only a running controller can tell.
+#[derive(Args, Clone)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// As JSON, with all details
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub watch: WatchArgs,
 }
 
 #[derive(Args, Clone)]
@@ -224,18 +212,9 @@ fn execute(command: Command) -> Result<()> {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Status(args) => print(&args, show::status),
         Command::Stats { show, watch: args } => watch(&args, show.json, async || snapshot(&show).await, show::stats),
-        Command::Quality { socket, json, watch: args } => {
-            let fetch = async || Ok(client::quality(&socket.socket).await?);
-            watch(&args, json, fetch, |report, _| quality::quality(report))
-        }
-        Command::Channels { socket, json, watch: args } => {
-            let fetch = async || Ok(client::channels(&socket.socket).await?);
-            watch(&args, json, fetch, |report, _| channels::channels(report))
-        }
-        Command::Standby { socket, json, watch: args } => {
-            let fetch = async || Ok(client::standby(&socket.socket).await?);
-            watch(&args, json, fetch, |report, _| standby::standby(report))
-        }
+        Command::Quality(args) => report(&args, client::quality, quality::quality),
+        Command::Channels(args) => report(&args, client::channels, channels::channels),
+        Command::Standby(args) => report(&args, client::standby, standby::standby),
         Command::Services(args) => print(&args, show::services),
         Command::Backends(args) => print(&args, show::backends),
         Command::Backend(command) => change(command),
@@ -302,6 +281,14 @@ fn print(args: &ShowArgs, table: impl Fn(&Snapshot) -> String) -> Result<()> {
     let text = if args.json { serde_json::to_string_pretty(&snapshot)? } else { table(&snapshot) };
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(())
+}
+
+fn report<T: Serialize>(
+    args: &ReportArgs,
+    ask: impl AsyncFn(&Path) -> Result<T, ClientError>,
+    text: impl Fn(&T) -> String,
+) -> Result<()> {
+    watch(&args.watch, args.json, async || Ok(ask(&args.socket.socket).await?), |now, _| text(now))
 }
 
 /// Shows something once, or again and again beside what it was before.
