@@ -6,12 +6,20 @@
 mod world;
 mod haproxy;
 mod slow;
+mod speeds;
+mod steady;
+mod eject;
+mod channel;
+mod standby;
+mod controller;
+mod consistency;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use super::plot::{self, Column};
@@ -25,7 +33,7 @@ struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// Only these scenarios
-    #[arg(long, value_name = "NAME", num_args = 1.., value_parser = NAMES)]
+    #[arg(long, value_name = "NAME", num_args = 1.., value_parser = SCENARIOS.map(|it| it.name))]
     only: Vec<String>,
     /// Minutes for which weights change while flows are held
     #[arg(long, default_value_t = 1)]
@@ -56,6 +64,11 @@ impl Value {
         self.bar = Some(Bar::AtMost(bar));
         self
     }
+
+    fn at_least(mut self, bar: f64) -> Self {
+        self.bar = Some(Bar::AtLeast(bar));
+        self
+    }
 }
 
 /// What differs between rounds.
@@ -63,12 +76,53 @@ impl Value {
 pub struct Round {
     /// Of the random times of requests.
     seed: u64,
+    /// How long weights change.
+    weights_for: Duration,
 }
 
-type Scenario = fn(Round) -> Result<Vec<Value>>;
+struct Scenario {
+    name: &'static str,
+    round: fn(Round) -> Result<Vec<Value>>,
+    /// One round is enough.
+    once: bool,
+}
 
-const SCENARIOS: [(&str, Scenario); 1] = [("slow", slow::round)];
-const NAMES: [&str; 1] = ["slow"];
+const fn scenario(name: &'static str, round: fn(Round) -> Result<Vec<Value>>) -> Scenario {
+    Scenario { name, round, once: false }
+}
+
+const SCENARIOS: [Scenario; 9] = [
+    scenario("slow", slow::round),
+    scenario("speeds", speeds::round),
+    scenario("steady", steady::round),
+    scenario("eject", eject::round),
+    scenario("channel", channel::worse),
+    scenario("dead", channel::dead),
+    scenario("standby", standby::round),
+    scenario("controller", controller::round),
+    Scenario { once: true, ..scenario("consistency", consistency::round) },
+];
+
+/// Does something for each item, at the same time.
+fn all<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
+        // All are waited for, so that a failure of one leaves no lab of another behind.
+        let ended: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        ended.into_iter().map(|ended| ended.unwrap_or_else(|_| bail!("it panicked; what it said is above"))).collect()
+    })
+}
+
+/// Does two things at the same time.
+fn both<R: Send>(one: impl FnOnce() -> Result<R> + Send, other: impl FnOnce() -> Result<R> + Send) -> Result<(R, R)> {
+    thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let one = one();
+        let other = other.join().unwrap_or_else(|_| bail!("it panicked; what it said is above"));
+        Ok((one?, other?))
+    })
+}
 
 pub fn main() -> ExitCode {
     report::exit_code(run(&Arguments::parse()))
@@ -79,10 +133,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let mut failures = Vec::new();
     let chosen = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     for round in 0..arguments.rounds {
-        for (name, scenario) in SCENARIOS.into_iter().filter(|(name, _)| chosen(name)) {
+        for Scenario { name, round: scenario, once } in SCENARIOS {
+            if !chosen(name) || (once && round > 0) {
+                continue;
+            }
             eprintln!("round {}/{}: {name}", round + 1, arguments.rounds);
             let begun = Instant::now();
-            match scenario(Round { seed: round + 1 }).with_context(|| format!("{name}, round {}", round + 1)) {
+            let this = Round { seed: round + 1, weights_for: Duration::from_secs(60 * arguments.minutes) };
+            match scenario(this).with_context(|| format!("{name}, round {}", round + 1)) {
                 Ok(values) => {
                     values.iter().for_each(|value| eprintln!("  {}: {:.3} {}", value.what, value.value, value.unit));
                     values.into_iter().for_each(|value| add(&mut figures, value));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 
 use super::world::{self, FIXED, MEASURED, Site, World, behaviour, p99_ms, plain, vip};
-use super::{Round, Value, haproxy};
+use super::{Round, Value, all, haproxy};
 use crate::support::plan::LabConfig;
 
 const MEAN: Duration = Duration::from_millis(40);
@@ -33,11 +33,7 @@ const WAYS: [(&str, Way); 4] = [
 ];
 
 pub fn round(round: Round) -> Result<Vec<Value>> {
-    let p99s: Vec<f64> = thread::scope(|scope| {
-        let running: Vec<_> = WAYS.map(|(_, way)| scope.spawn(move || p99_of(way, round))).into_iter().collect();
-        let ended = running.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("it panicked"))?);
-        ended.collect::<Result<_>>()
-    })?;
+    let p99s = all(&WAYS, |(_, way)| p99_of(*way, round))?;
     let mut values: Vec<Value> =
         WAYS.iter().zip(&p99s).map(|((name, _), p99)| Value::new(format!("{P99_OF}{name}"), "ms", *p99)).collect();
     let [fixed, measured, leastconn, random] = p99s[..] else {

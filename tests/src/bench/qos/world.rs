@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use loadbalancer::admin::client;
+use loadbalancer::control::snapshot::Change;
 use loadbalancer::control::{channels, quality, standby};
 use tokio::runtime::Runtime;
 
@@ -32,6 +33,9 @@ pub const MEASURED: &str = "check = { type = \"http\", interval = \"100ms\", tim
 /// The same check, which then only tells whether the server is there.
 pub const FIXED: &str = "check = { type = \"http\", interval = \"100ms\", timeout = \"1s\", port = 80 }\n\
                          quality = { weights = \"configured\" }\n";
+
+/// What a `nat` service behind channels takes: the address of the return link.
+pub const NAT_SOURCE: &str = "nat_source = [\"10.77.200.1\"]\n";
 
 /// A server with four workers that need this time for a request, on average.
 pub fn behaviour(mean: Duration) -> Behaviour {
@@ -88,6 +92,11 @@ impl World {
         Ok(self.runtime.block_on(client::standby(&self.gateway.socket))?)
     }
 
+    pub fn set_weight(&self, server: &str, weight: u16) -> Result<()> {
+        self.runtime.block_on(client::change(&self.gateway.socket, server, &Change::Weight(weight)))?;
+        Ok(())
+    }
+
     pub fn server(&self, name: &str) -> Result<quality::NamedServer> {
         let servers = self.quality()?.services.into_iter().flat_map(|service| service.servers);
         servers.into_iter().find(|server| server.name == name).with_context(|| format!("there is no {name}"))
@@ -136,6 +145,20 @@ pub fn service(name: &str, mode: &str, vip: IpAddr, keys: &str, hosts: &[(&Host,
     for (host, keys) in hosts {
         let address = host.addresses.ipv4;
         writeln!(text, "[[service.server]]\nname = {:?}\naddress = \"{address}\"\n{keys}", host.name)?;
+    }
+    Ok(text)
+}
+
+/// All channels of a lab in TOML.
+pub fn channels(lab: &Lab) -> Result<String> {
+    let mut text = String::new();
+    for channel in &lab.channels {
+        let (next_hop, source) = (channel.next_hop.ipv4, channel.source.ipv4);
+        writeln!(
+            text,
+            "[[channel]]\nname = {0:?}\ninterface = {0:?}\nnext_hop = \"{next_hop}\"\nsource = \"{source}\"",
+            channel.name
+        )?;
     }
     Ok(text)
 }
