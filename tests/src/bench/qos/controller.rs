@@ -1,5 +1,6 @@
 //! What the controller takes of a processor with a thousand servers.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::thread;
@@ -12,7 +13,8 @@ use super::{Round, Value};
 use crate::support::plan::LabConfig;
 
 const SERVERS: usize = 1_000;
-const SETTLE: Duration = Duration::from_secs(10);
+/// Slow start is over, as after any start of a gateway.
+const SETTLE: Duration = Duration::from_secs(40);
 const WATCH: Duration = Duration::from_secs(20);
 
 pub fn round(_round: Round) -> Result<Vec<Value>> {
@@ -39,7 +41,14 @@ pub fn round(_round: Round) -> Result<Vec<Value>> {
     let before = processor_time(process)?;
     thread::sleep(WATCH);
     let used = processor_time(process)?.saturating_sub(before);
-    eprintln!("  controller: {} rings while it was watched", world.quality()?.rings - rings);
+    let report = world.quality()?;
+    // Whether rings that are published are a matter of weights, and of which.
+    let mut reasons = BTreeMap::<String, u32>::new();
+    for change in report.services.iter().flat_map(|it| &it.servers).filter_map(|it| it.report.last_change) {
+        let reason = format!("{:?}", change.reason);
+        *reasons.entry(reason.split([' ', '(']).next().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    eprintln!("  controller: {} rings while it was watched; last changes: {reasons:?}", report.rings - rings);
     let share = 100.0 * used.as_secs_f64() / WATCH.as_secs_f64();
     Ok(vec![Value::new("controller, 1,000 servers probed every second", "% of a core", share).at_most(5.0)])
 }

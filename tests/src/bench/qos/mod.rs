@@ -38,6 +38,9 @@ struct Arguments {
     /// Minutes for which weights change while flows are held
     #[arg(long, default_value_t = 1)]
     minutes: u64,
+    /// Show the gateway's own reports on weights as well
+    #[arg(long)]
+    explain: bool,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +81,8 @@ pub struct Round {
     seed: u64,
     /// How long weights change.
     weights_for: Duration,
+    /// Show the gateway's own reports.
+    explain: bool,
 }
 
 struct Scenario {
@@ -139,7 +144,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
             }
             eprintln!("round {}/{}: {name}", round + 1, arguments.rounds);
             let begun = Instant::now();
-            let this = Round { seed: round + 1, weights_for: Duration::from_secs(60 * arguments.minutes) };
+            let weights_for = Duration::from_secs(60 * arguments.minutes);
+            let this = Round { seed: round + 1, weights_for, explain: arguments.explain };
             match scenario(this).with_context(|| format!("{name}, round {}", round + 1)) {
                 Ok(values) => {
                     values.iter().for_each(|value| eprintln!("  {}: {:.3} {}", value.what, value.value, value.unit));

@@ -53,7 +53,7 @@ fn p99_of(way: Way, round: Round) -> Result<f64> {
             let world = World::up(site, &text)?;
             world.wait_ready()?;
             let p99 = drive(&world.site, round)?;
-            if std::env::var_os("LB_BENCH_EXPLAIN").is_some() {
+            if round.explain {
                 eprintln!("{}", world.gateway.ask(&["quality"]));
             }
             Ok(p99)

@@ -80,8 +80,8 @@ fn drive(measured: bool, round: Round) -> Result<Measured> {
         }
     }
     steps.extend(before.map(|(utilisation, load)| (utilisation, finish(load))));
-    eprintln!("  speeds, {}: p99 in ms by utilisation: {steps:.0?}", if measured { "measured" } else { "perfect" });
-    if std::env::var_os("LB_BENCH_EXPLAIN").is_some() {
+    eprintln!("  speeds, {}: p99 in ms by utilisation: {steps:.2?}", if measured { "measured" } else { "perfect" });
+    if round.explain {
         eprintln!("{:?}\n{}", settled.by_server, world.gateway.ask(&["quality"]));
     }
     Ok(Measured { off, throughput: at_target(&steps) })

@@ -49,7 +49,7 @@ fn steady(round: Round) -> Result<Vec<Value>> {
     }
     let rings = world.quality()?.rings - rings;
     let report = load.stop();
-    if rings > 1 || std::env::var_os("LB_BENCH_EXPLAIN").is_some() {
+    if rings > 1 || round.explain {
         eprintln!("  steady: {:?}\n{}", report.errors, world.gateway.ask(&["quality"]));
     }
     Ok(vec![
