@@ -61,7 +61,7 @@ fn drive(measured: bool, round: Round) -> Result<Measured> {
     let run = |utilisation: f64, seed: u64, seconds: usize| {
         let from = world.site.lab.clients[0].namespace();
         let time = Duration::from_secs(seconds as u64);
-        Ok::<_, anyhow::Error>(clients(from, vip(1), utilisation * capacity, seed, time)?)
+        clients(from, vip(1), utilisation * capacity, seed, time)
     };
     let settled = run(UTILISATION, round.seed, SETTLE + LOOK)?.wait().between(SETTLE, SETTLE + LOOK);
     let off = world.site.servers.iter().map(|server| {
