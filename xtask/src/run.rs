@@ -62,6 +62,9 @@ pub struct Bench {
     arguments: Vec<String>,
 }
 
+/// The program that needs no lab.
+const SIMULATION: &str = "bench-qos-simulate";
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
     /// Cost per packet, by mode and number of flows
@@ -70,15 +73,21 @@ enum Subject {
     Ring,
     /// Requests per second against kernel routing, nftables, nginx and HAProxy
     System,
+    /// What measured quality decides, in the lab; `-- --simulate`: with synthetic servers
+    Qos,
 }
 
 impl Bench {
-    pub fn run(self, workspace: &Workspace) -> Result<()> {
+    pub fn run(mut self, workspace: &Workspace) -> Result<()> {
+        if self.subject == Some(Subject::Qos) && self.simulates() {
+            build::everything(workspace, &[Purpose::Build], &[SIMULATION])?;
+            return become_program(workspace, SIMULATION, self.arguments);
+        }
         need_root("benches load XDP programs")?;
         let subjects = self.subject.as_ref().map_or(Subject::value_variants(), std::slice::from_ref);
         let binaries: Vec<String> = subjects.iter().map(|subject| format!("bench-{}", subject.name())).collect();
         let mut purposes = vec![Purpose::Build];
-        if subjects.contains(&Subject::System) {
+        if subjects.iter().any(|subject| matches!(subject, Subject::System | Subject::Qos)) {
             purposes.extend([Purpose::Lab, Purpose::Bench]);
         }
         build::everything(workspace, &purposes, &binaries.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -94,6 +103,13 @@ impl Bench {
         }
         Ok(())
     }
+
+    /// Takes `--simulate` out of the arguments.
+    fn simulates(&mut self) -> bool {
+        let before = self.arguments.len();
+        self.arguments.retain(|argument| argument != "--simulate");
+        self.arguments.len() < before
+    }
 }
 
 impl Subject {
@@ -102,6 +118,7 @@ impl Subject {
             Self::Packet => "packet",
             Self::Ring => "ring",
             Self::System => "system",
+            Self::Qos => "qos",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod packet;
 pub mod plot;
+pub mod qos;
 pub mod report;
 pub mod ring;
 pub mod simulate;

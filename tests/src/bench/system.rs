@@ -199,7 +199,7 @@ fn draw(path: &Path, suffix: &str, title: &str, unit: &str, measured: &[Measured
 }
 
 /// Something that runs in a namespace until it is dropped.
-struct Process(Child);
+pub(super) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -209,7 +209,7 @@ impl Drop for Process {
     }
 }
 
-fn start(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<Process> {
+pub(super) fn start(namespace: &Namespace, program: &str, arguments: &[&str]) -> Result<Process> {
     let mut command = namespace.command(program);
     command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: prctl is async-signal-safe.

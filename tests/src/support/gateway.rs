@@ -120,6 +120,11 @@ impl Gateway {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The number of the controller's process; none if it was stopped.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub fn signal(&self, signal: Signal) {
         if let Some(child) = &self.child
             && let Err(error) = kill(Pid::from_raw(child.id() as i32), signal)

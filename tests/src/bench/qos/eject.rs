@@ -1,0 +1,73 @@
+//! A server that begins to fail is left out, and comes back by slow start.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::world::{self, Site, World, behaviour, clients, seconds, until, vip};
+use super::{Round, Value, both};
+use crate::support::impair::Impairment;
+use crate::support::plan::LabConfig;
+
+const MEAN: Duration = Duration::from_millis(10);
+const RATE: f64 = 200.0;
+const LONGEST: Duration = Duration::from_secs(15);
+const LONGEST_BACK: Duration = Duration::from_secs(45);
+/// An answer takes longer than this only if a packet of it was lost.
+const KEYS: &str = "check = { type = \"http\", interval = \"100ms\", timeout = \"150ms\", port = 80 }\n\
+                    quality = { eject = { base = \"5s\" } }\n";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Loss,
+    Errors,
+}
+
+pub fn round(round: Round) -> Result<Vec<Value>> {
+    let (mut loss, errors) = both(|| case(Fault::Loss, round), || case(Fault::Errors, round))?;
+    loss.extend(errors);
+    Ok(loss)
+}
+
+fn case(fault: Fault, round: Round) -> Result<Vec<Value>> {
+    let config = LabConfig { clients: 1, channels: 4, ..LabConfig::default() };
+    let site = Site::up(&config, behaviour(MEAN))?;
+    let hosts = site.lab.servers.iter().zip(&site.lab.channels);
+    let hosts: Vec<_> = hosts.map(|(host, channel)| (host, format!("channels = [{:?}]", channel.name))).collect();
+    let keys = format!("{KEYS}{}", world::NAT_SOURCE);
+    let text = world::channels(&site.lab)? + &world::service("web", "nat", vip(1), &keys, &hosts)?;
+    let world = World::up(site, &text)?;
+    world.wait_ready()?;
+    let from = world.site.lab.clients[0].namespace();
+    let load = clients(from, vip(1), RATE, round.seed, Duration::from_secs(120))?;
+    thread::sleep(Duration::from_secs(5));
+    let bad = &world.site.servers[1];
+    let relay = &world.site.lab.channels[1].relay;
+    let name = match fault {
+        Fault::Loss => "5 % loss",
+        Fault::Errors => "status 500",
+    };
+    match fault {
+        Fault::Loss => relay.set(Impairment::loss(0.05)),
+        Fault::Errors => bad.set_behaviour(crate::support::server::Behaviour { error_share: 1.0, ..behaviour(MEAN) }),
+    }
+    let is_out = || Ok(!world.server(bad.name())?.report.serving);
+    let out = until(LONGEST, is_out)?;
+    let why = world.server(bad.name())?.report;
+    eprintln!("  eject, {name}: out after {out:?}: ejection {:?}, up {}", why.ejection, why.up);
+    if out.is_none() {
+        eprintln!("{}\n{}", world.gateway.ask(&["quality"]), world.gateway.ask(&["channels"]));
+    }
+    relay.set(Impairment::NONE);
+    bad.set_behaviour(behaviour(MEAN));
+    let back = until(LONGEST_BACK, || Ok(!is_out()?))?;
+    let first = world.server(bad.name())?.report.slow_start;
+    let report = load.stop();
+    eprintln!("  eject, {name}: back after {back:?}; errors {:?}", report.errors);
+    Ok(vec![
+        Value::new(format!("{name}: time until the server is left out"), "s", seconds(out)).at_most(3.0),
+        Value::new(format!("{name}: time until it is back, `base` at 5 s"), "s", seconds(back)).at_most(30.0),
+        Value::new(format!("{name}: part of its weight with which it comes back"), "", first).at_most(0.5),
+    ])
+}
