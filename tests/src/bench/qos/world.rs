@@ -153,12 +153,12 @@ pub fn service(name: &str, mode: &str, vip: IpAddr, keys: &str, hosts: &[(&Host,
 pub fn channels(lab: &Lab) -> Result<String> {
     let mut text = String::new();
     for channel in &lab.channels {
-        let (next_hop, source) = (channel.next_hop.ipv4, channel.source.ipv4);
-        writeln!(
-            text,
-            "[[channel]]\nname = {0:?}\ninterface = {0:?}\nnext_hop = \"{next_hop}\"\nsource = \"{source}\"",
-            channel.name
-        )?;
+        let source = channel.source.ipv4;
+        writeln!(text, "[[channel]]\nname = {0:?}\ninterface = {0:?}\nsource = \"{source}\"", channel.name)?;
+        // In a segment there is none.
+        if let Some(router) = &channel.next_hop {
+            writeln!(text, "next_hop = \"{}\"", router.ipv4)?;
+        }
     }
     Ok(text)
 }
