@@ -5,4 +5,5 @@ mod consistency;
 mod control;
 mod failure;
 mod modes;
+mod signals;
 mod world;
