@@ -24,8 +24,7 @@ use crate::parse::{Packet, Part};
 /// follows within may be another request; one of more from its last, as until then it waits for the client.
 const INITIAL_WINDOW: i32 = 14_600;
 
-/// A datagram without an answer for so long is lost, if another one follows: the shortest time after which resolvers ask
-/// again by default, and the first time-out of TCP (RFC 6298, section 2).
+/// A datagram without an answer for so long is lost, if another one follows: the first time-out of TCP (RFC 6298, section 2).
 const UNANSWERED_NS: u64 = 1_000_000_000;
 
 /// By what a watched flow is known.

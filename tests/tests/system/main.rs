@@ -7,4 +7,5 @@ mod control;
 mod failure;
 mod modes;
 mod quality;
+mod signals;
 mod world;
