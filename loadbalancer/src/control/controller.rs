@@ -1,36 +1,40 @@
 //! The one task that owns the gateway's state.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod attach;
+mod flows;
+mod lease;
+mod operator;
+mod report;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use loadbalancer_common::backend::{Backend, PATH_SLOTS};
-use loadbalancer_common::outcome::Outcome;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channels::{self, ChannelLoops};
 use super::desire::{self, ServerId, Standing};
-use super::hot::{self, Load};
 use super::probes;
 use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
-use super::snapshot::{self, Change, Snapshot};
-use super::standby::{self, HookDone, Phase, StandbyPool};
-use crate::config::{Config, ConfigErrors, Interface, Service, XdpMode};
+use super::snapshot::{Change, Snapshot};
+use super::standby::{self, HookDone, StandbyPool};
+use crate::config::{Config, Service};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
-use crate::dataplane::kernel::{AttachMode, KernelError};
+use crate::dataplane::kernel::AttachMode;
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::{signals, stats};
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
 use crate::quality::channel::Event as ChannelEvent;
-use crate::quality::channel::explain::ChannelReport;
-use crate::quality::explain::GroupReport;
 use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, ServerKey};
+
+pub(crate) use report::{add_outcomes, now_ms};
 
 /// How often flows are counted.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -38,8 +42,6 @@ pub const TICK: Duration = Duration::from_secs(1);
 pub const QUALITY_TICK: Duration = Duration::from_millis(250);
 /// How often all maps are compared with what they should say.
 const COMPARE: Duration = Duration::from_secs(30);
-/// The walk over the `nat` flows may take this part of the time at most.
-const NAT_CENSUS_SHARE: u32 = 20;
 /// Servers whose ways are told by name when many change at once.
 const TOLD_WAYS: usize = 20;
 
@@ -150,81 +152,6 @@ impl Controller {
         controller.config = controller.standby.effective(&controller.file);
         controller.follow_config();
         controller
-    }
-
-    /// Standby servers that serve or drain in the kernel go on with that.
-    fn adopt_standby(&mut self, now: Instant) {
-        let (file, reconciler) = (&self.file, &self.reconciler);
-        let found = |service: &str, server: &crate::config::Server| {
-            let service = file.services.iter().find(|candidate| candidate.name == service)?;
-            let port = server.port.filter(|_| !service.mode.is_dsr());
-            let id = desire::server_id(service, &crate::config::Server { port, ..server.clone() });
-            let backend = reconciler.backend(*reconciler.numbers.backends.get(&(id.service, id.backend))?)?;
-            let drains = backend.has(Backend::DRAINED);
-            (drains || backend.has(Backend::ACCEPTS)).then_some(drains)
-        };
-        self.standby.adopt(found, now);
-    }
-
-    /// What a hook came to.
-    pub fn on_hook(&mut self, done: HookDone) {
-        let changes = self.standby.on_hook(done, Instant::now());
-        self.take_standby_changes(changes);
-    }
-
-    /// Tells the pool how its servers and the services are, and does what it asks for.
-    fn step_standby(&mut self) {
-        if self.file.standby.servers.is_empty() && self.standby.leased().is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let mut changes = standby::Changes::default();
-        for (key, service, server) in self.standby.leased() {
-            let Some(service) = self.config.services.iter().find(|candidate| candidate.name == service) else {
-                continue;
-            };
-            let port = server.port.filter(|_| !service.mode.is_dsr());
-            let server = crate::config::Server { port, ..server };
-            let id = desire::server_id(service, &server);
-            let Some(state) = self.servers.get(&id) else { continue };
-            let reach = desire::reach(&self.config, service, &server, &state.standing, &self.resolved);
-            // Unlike a server that always was there, one that is not known yet does not serve.
-            let up = state.standing.health.is_none_or(|health| health == Health::Up) && reach.trouble.is_none();
-            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
-            let flows = number.map_or(0, |number| u64::from(self.reconciler.active(*number)));
-            let one = self.standby.observe(key, up, flows, now);
-            changes.members |= one.members;
-            changes.phases |= one.phases;
-        }
-        let mut levels = HashMap::new();
-        for service in self.file.services.iter().filter(|service| service.standby.is_some()) {
-            let identities: Vec<u64> =
-                desire::parts(service).into_iter().map(|part| desire::service_identity(service, part)).collect();
-            levels.insert(service.name.clone(), self.quality.level(&identities));
-        }
-        let one = self.standby.step(&levels, now);
-        changes.members |= one.members;
-        changes.phases |= one.phases;
-        self.take_standby_changes(changes);
-    }
-
-    fn take_standby_changes(&mut self, changes: standby::Changes) {
-        if changes.members {
-            self.config = self.standby.effective(&self.file);
-            self.follow_config();
-        }
-        if changes.phases || changes.members {
-            for service in &self.config.services {
-                for server in &service.servers {
-                    let Some(phase) = self.standby.phase(&service.name, &server.name) else { continue };
-                    if let Some(state) = self.servers.get_mut(&desire::server_id(service, server)) {
-                        state.held = phase == Phase::Checking;
-                        state.standing.drained = phase == Phase::Draining;
-                    }
-                }
-            }
-            self.apply();
-        }
     }
 
     pub fn reconciler_mut(&mut self) -> &mut Reconciler {
@@ -538,75 +465,6 @@ impl Controller {
         self.apply_error = error;
     }
 
-    /// Attaches to all interfaces of the configuration, and to those that came back; detaches from others.
-    ///
-    /// # Errors
-    /// Of the first interface that cannot be attached; the others are attached all the same.
-    pub fn attach(&mut self) -> Result<(), KernelError> {
-        let mut first = Ok(());
-        let wanted = self.config.gateway.interfaces.clone();
-        let unwanted: Vec<String> =
-            self.attached.keys().filter(|name| !wanted.iter().any(|it| it.name == **name)).cloned().collect();
-        for name in unwanted {
-            self.attached.remove(&name);
-            match self.reconciler.kernel_mut().detach(&name) {
-                Ok(()) => tracing::info!(interface = %name, "detached"),
-                Err(error) => tracing::error!(interface = %name, %error, "cannot detach"),
-            }
-        }
-        for interface in &wanted {
-            let index = self.resolved.interfaces.get(&interface.name).copied();
-            match self.attached.get(&interface.name) {
-                Some(Ok(attached)) if index.is_none_or(|index| index == attached.index) => continue,
-                // It is told once; the next try follows when the interface changes.
-                Some(Err(_)) if index.is_none() => continue,
-                _ => {}
-            }
-            let result = self.attach_one(interface);
-            let state = match &result {
-                Ok(attached) => {
-                    let mode = attached.mode.label();
-                    tracing::info!(interface = %interface.name, mode, "attached");
-                    Ok(Attached { index: attached.index, mode: attached.mode })
-                }
-                Err(error) => Err(error.to_string()),
-            };
-            let before = self.attached.insert(interface.name.clone(), state);
-            if let Err(error) = result {
-                let text = error.to_string();
-                if !matches!(before, Some(Err(before)) if before == text) {
-                    tracing::error!(interface = %interface.name, error = %text, "not attached");
-                }
-                if first.is_ok() {
-                    first = Err(error);
-                }
-            }
-        }
-        first
-    }
-
-    fn attach_one(&mut self, interface: &Interface) -> Result<Attached, KernelError> {
-        let index = crate::dataplane::kernel::interface_index(&interface.name)?;
-        let kernel = self.reconciler.kernel_mut();
-        let mut attach = |mode| kernel.attach(&interface.name, mode).map(|mode| Attached { index, mode });
-        match interface.xdp {
-            XdpMode::Native => attach(AttachMode::Native),
-            XdpMode::Generic => attach(AttachMode::Generic),
-            XdpMode::Auto => match attach(AttachMode::Native) {
-                Err(KernelError::Attach { reason, .. }) => {
-                    tracing::warn!(
-                        interface = %interface.name,
-                        %reason,
-                        "native XDP does not work here: falling back to generic XDP, which is several times slower; set \
-                         xdp = \"native\" to refuse this, or xdp = \"generic\" to silence the warning"
-                    );
-                    attach(AttachMode::Generic)
-                }
-                result => result,
-            },
-        }
-    }
-
     /// Says which servers' ways have changed, by name only as long as a person would read them.
     fn tell_changes(&self, resolved: &Resolved) {
         let (mut found, mut lost) = (0usize, 0usize);
@@ -781,395 +639,6 @@ impl Controller {
         Ok(())
     }
 
-    fn count(&mut self, now: Instant) -> Result<(), ReconcileError> {
-        let settings = *self.reconciler.settings();
-        let maps = &self.reconciler.kernel().maps;
-        let count = |maps: &crate::dataplane::kernel::Maps| -> Vec<i64> {
-            maps.active.words().iter().map(|word| word.load(std::sync::atomic::Ordering::Relaxed) as i64).collect()
-        };
-        let before = count(maps);
-        let number = |id: &ServerId| self.reconciler.numbers.backends.get(&(id.service, id.backend)).copied();
-        let suspect = self.servers.iter().filter_map(|(id, state)| Some((number(id)?, state.suspect_since?))).collect();
-        let is_down = |(id, state): (&ServerId, &ServerState)| {
-            (state.standing.health == Some(Health::Down)).then(|| number(id)).flatten()
-        };
-        let down: HashSet<u16> = self.servers.iter().filter_map(is_down).collect();
-        let mut census = census::affinity(maps, &settings, census::now(), &suspect);
-        let has_nat =
-            self.reconciler.numbers.services.values().any(|id| {
-                self.reconciler.service(*id).is_some_and(|s| s.mode == loadbalancer_common::service::mode::NAT)
-            });
-        if has_nat {
-            if now < self.nat_census_due {
-                // Without the `nat` flows there is nothing to compare the counters with.
-                self.census = census;
-                return Ok(());
-            }
-            let mut nat = Census { active: vec![0; before.len()], ..Census::default() };
-            census::nat(maps, &settings, census::now(), &mut nat)?;
-            self.nat_census_due = now + TICK.max(now.elapsed() * NAT_CENSUS_SHARE) - TICK / 4;
-            census.active.iter_mut().zip(&nat.active).for_each(|(all, nat)| *all += nat);
-            census.expired += nat.expired;
-            self.nat_census = nat;
-        }
-        let after = count(maps);
-        let mut drift = HashMap::new();
-        for (id, counted) in census.active.iter().enumerate().skip(1) {
-            let error = i64::from(*counted) - (before[id] + after[id]) / 2;
-            // What changed during the walk may be seen or not.
-            if error.abs() <= (after[id] - before[id]).abs() {
-                continue;
-            }
-            let id = id as u16;
-            let last = self.drift.get(&id).copied().unwrap_or(0);
-            let is_down = down.contains(&id);
-            if last.signum() == error.signum() || is_down {
-                // Two counts agree: the smaller one is safe. A server that is down gets no flows, so one count will do;
-                // it must not seem full of those that died with it when it comes back.
-                let correction = if error.abs() < last.abs() || is_down { error } else { last };
-                let word = &maps.active.words()[id as usize];
-                word.fetch_add(correction as u64, std::sync::atomic::Ordering::SeqCst);
-            } else {
-                drift.insert(id, error);
-            }
-        }
-        self.drift = drift;
-        if census.expired > 0 {
-            let services: Vec<u16> = self.reconciler.numbers.services.values().copied().collect();
-            services.into_iter().for_each(|id| self.reconciler.room(id));
-        }
-        self.census = census;
-        Ok(())
-    }
-
-    fn mark_hot(&mut self) -> Result<(), ReconcileError> {
-        let mut marks = Vec::new();
-        for service in &self.config.services {
-            let mut tiers: HashMap<(u64, u8), Vec<(u16, Load)>> = HashMap::new();
-            for server in &service.servers {
-                let id = desire::server_id(service, server);
-                let Some(number) = self.reconciler.numbers.backends.get(&(id.service, id.backend)) else {
-                    continue;
-                };
-                let Some(backend) = self.reconciler.backend(*number) else {
-                    continue;
-                };
-                if backend.has(Backend::ACCEPTS) {
-                    let load = Load { active: self.reconciler.active(*number), weight: backend.weight };
-                    tiers.entry((id.service, server.tier)).or_default().push((*number, load));
-                }
-            }
-            for members in tiers.values() {
-                let loads: Vec<Load> = members.iter().map(|(_, load)| *load).collect();
-                marks.extend(members.iter().map(|(id, _)| *id).zip(hot::marks(&loads)));
-            }
-        }
-        marks.into_iter().try_for_each(|(id, mark)| self.reconciler.set_hot_mark(id, mark))
-    }
-
-    /// Reads the configuration anew. A wrong one changes nothing.
-    pub fn reload(&mut self) -> Result<(), String> {
-        let result = self.try_reload();
-        match &result {
-            Ok(()) => tracing::info!(config = %self.config_path.display(), "configuration reloaded"),
-            Err(error) => tracing::error!(%error, "the configuration was not reloaded; the old one stays"),
-        }
-        self.reload_error = result.clone().err();
-        result
-    }
-
-    fn try_reload(&mut self) -> Result<(), String> {
-        // Who shows it says that it is an error.
-        let text = |errors: ConfigErrors| errors.to_string().trim_start_matches("error: ").to_owned();
-        let new = Config::load(&self.config_path).map_err(text)?;
-        let fixed = [
-            ("[limits]", new.limits != self.config.limits),
-            ("gateway.pin_directory", new.gateway.pin_directory != self.config.gateway.pin_directory),
-            ("gateway.hash_seed", new.gateway.hash_seed.is_some_and(|seed| seed != self.seed)),
-            ("[admin]", new.admin != self.config.admin),
-            ("[metrics]", new.metrics != self.config.metrics),
-        ];
-        if let Some((key, _)) = fixed.into_iter().find(|(_, changed)| *changed) {
-            return Err(format!(
-                "{key} cannot change while the controller runs\nhelp: restart it, or restore the old value"
-            ));
-        }
-        for interface in &new.gateway.interfaces {
-            crate::dataplane::kernel::interface_index(&interface.name).map_err(|error| error.to_string())?;
-        }
-        if let Some(name) = &new.gateway.vip_interface
-            && crate::dataplane::kernel::interface_index(name).is_err()
-        {
-            return Err(format!(
-                "there is no interface {name}\nhelp: correct `vip_interface` in [gateway]; `ip link` lists them"
-            ));
-        }
-        self.standby.follow(&new, Instant::now());
-        self.config = self.standby.effective(&new);
-        self.file = new;
-        self.follow_config();
-        self.attach().map_err(|error| error.to_string())?;
-        self.apply();
-        self.apply_error.clone().map_or(Ok(()), Err)
-    }
-
-    /// Changes what the operator has set on a server.
-    pub fn change(&mut self, server: &str, change: &Change) -> Result<String, String> {
-        let mut found = Vec::new();
-        for service in &self.config.services {
-            for candidate in &service.servers {
-                let full = format!("{}/{}", service.name, candidate.name);
-                if full == server || candidate.name == server {
-                    found.push((full, desire::server_id(service, candidate)));
-                }
-            }
-        }
-        let (name, id) = match found.as_slice() {
-            [] => return Err(format!("there is no server {server}\nhelp: `loadbalancer backends` lists them")),
-            [one] => one.clone(),
-            many => {
-                let names: Vec<&str> = many.iter().map(|(name, _)| name.as_str()).collect();
-                return Err(format!("{server} may be any of {}\nhelp: give one of these names", names.join(", ")));
-            }
-        };
-        let state = self.servers.get_mut(&id).ok_or("the server is being set up; try again")?;
-        match change {
-            Change::Drain => state.standing.drained = true,
-            Change::Enable => {
-                state.standing.drained = false;
-                state.standing.set_weight = None;
-            }
-            Change::Weight(weight) => state.standing.set_weight = Some(*weight),
-        }
-        tracing::info!(server = %name, ?change, "changed by the operator");
-        self.apply();
-        self.apply_error.clone().map_or(Ok(name), Err)
-    }
-
-    pub fn snapshot(&self) -> Result<Snapshot, ReconcileError> {
-        let kernel = stats::read(&self.reconciler.kernel().maps, self.reconciler.cpus())?;
-        let mut services: Vec<snapshot::Service> = Vec::new();
-        for service in &self.config.services {
-            let mut shown = snapshot::Service {
-                name: service.name.clone(),
-                mode: service.mode.label().to_owned(),
-                listen: service.listen.iter().map(ToString::to_string).collect(),
-                ..snapshot::Service::default()
-            };
-            for part in desire::parts(service) {
-                let identity = desire::service_identity(service, part);
-                let number = self.reconciler.numbers.services.get(&identity);
-                if let Some(found) = number.and_then(|number| kernel.services.get(number)) {
-                    add_outcomes(&mut shown.outcomes, &found.outcomes);
-                }
-            }
-            shown.servers = self.server_snapshots(service, &kernel);
-            services.push(shown);
-        }
-        let mut unserved = BTreeMap::new();
-        if let Some(none) = kernel.services.get(&0) {
-            add_outcomes(&mut unserved, &none.outcomes);
-        }
-        Ok(Snapshot {
-            taken_ms: now_ms(),
-            controller: Some(self.controller_snapshot()),
-            services,
-            unserved,
-            tables: snapshot::Tables {
-                affinity_entries: self.census.affinity[1..].iter().sum(),
-                affinity_capacity: self.reconciler.kernel().maps.affinity.words().len() as u64,
-                nat_flows: self.nat_census.nat.iter().sum(),
-                nat_capacity: u64::from(self.config.limits.nat_flows),
-            },
-        })
-    }
-
-    fn channels_report(&self) -> channels::Report {
-        let now = Instant::now();
-        let name = |key: ChannelKey| {
-            self.config.channels.get(usize::from(key.0)).map_or_else(String::new, |channel| channel.name.clone())
-        };
-        let mut servers = Vec::new();
-        for service in &self.config.services {
-            for server in &service.servers {
-                let state = self.servers.get(&desire::server_id(service, server));
-                let report = state.and_then(|state| self.channels.explain(state.check_key, now));
-                let Some(report) = report else { continue };
-                let named = |report: ChannelReport| channels::NamedChannel { name: name(report.channel), report };
-                servers.push(channels::ServerReport {
-                    service: service.name.clone(),
-                    server: server.name.clone(),
-                    reachable: report.reachable,
-                    slots: report.slots.iter().map(|slot| slot.map(name)).collect(),
-                    channels: report.channels.into_iter().map(named).collect(),
-                });
-            }
-        }
-        channels::Report { taken_ms: now_ms(), uptime_s: self.channels.clock(now).as_secs_f64(), servers }
-    }
-
-    fn quality_report(&self) -> quality::Report {
-        let now = Instant::now();
-        let reports: HashMap<quality::GroupKey, GroupReport> = self.quality.explain(now).collect();
-        let mut services = Vec::new();
-        for service in &self.config.services {
-            let mut keys: Vec<quality::GroupKey> = Vec::new();
-            for server in &service.servers {
-                let key = (desire::server_id(service, server).service, server.tier);
-                if !keys.contains(&key) {
-                    keys.push(key);
-                }
-            }
-            keys.sort_by_key(|(_, tier)| *tier);
-            for key in keys {
-                let Some(report) = reports.get(&key) else { continue };
-                let servers = report.servers.iter().filter_map(|server| {
-                    let id = self.keys.get(&server.server.0)?;
-                    let of_id = |server: &&crate::config::Server| desire::server_id(service, server) == *id;
-                    let name = service.servers.iter().find(of_id)?.name.clone();
-                    Some(quality::NamedServer { name, report: server.clone() })
-                });
-                services.push(quality::ServiceReport {
-                    service: service.name.clone(),
-                    tier: key.1,
-                    panic: report.panic,
-                    published_at_s: report.published_at_s,
-                    servers: servers.collect(),
-                });
-            }
-        }
-        quality::Report {
-            taken_ms: now_ms(),
-            uptime_s: self.started.elapsed().as_secs_f64(),
-            rings: self.quality.rings,
-            services,
-        }
-    }
-
-    fn server_snapshots(&self, service: &Service, kernel: &stats::KernelStats) -> Vec<snapshot::Server> {
-        let mut tier_weights: HashMap<(u64, u8), u64> = HashMap::new();
-        let mut servers = Vec::new();
-        for server in &service.servers {
-            let id = desire::server_id(service, server);
-            let unknown = Standing::default();
-            let state = self.servers.get(&id);
-            let standing = state.map_or(&unknown, |state| &state.standing);
-            let trouble = desire::reach(&self.config, service, server, standing, &self.resolved).trouble;
-            let serves = desire::serves(server, standing, trouble.is_none());
-            let effective = if serves { desire::ring_weight(server, standing, trouble.is_none()) } else { 0 };
-            *tier_weights.entry((id.service, server.tier)).or_default() += u64::from(effective);
-            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
-            let found = number.and_then(|number| kernel.backends.get(number));
-            let counters = found.map(|found| found.counters).unwrap_or_default();
-            let health = state.and_then(|state| state.health.as_ref());
-            let (label, reason) = match (&trouble, standing) {
-                (_, Standing { health: Some(Health::Down), .. }) => {
-                    ("down", health.and_then(|health| health.last_failure()).map(|failure| failure.error.to_string()))
-                }
-                (Some(reason), _) => ("unreachable", Some(reason.clone())),
-                (_, Standing { drained: true, .. }) => ("drained", None),
-                (_, Standing { given: Some(given), .. }) if !given.serves && server.weight > 0 => ("ejected", None),
-                (_, Standing { health: None, .. }) => ("unchecked", None),
-                (_, Standing { health: Some(health), .. }) => (health.label(), None),
-            };
-            servers.push((
-                (id.service, server.tier, effective),
-                snapshot::Server {
-                    name: server.name.clone(),
-                    address: server.addr.to_string(),
-                    port: server.port,
-                    tier: server.tier,
-                    state: label.to_owned(),
-                    reason,
-                    weight: u32::from(standing.set_weight.unwrap_or(server.weight)),
-                    share: 0.0,
-                    active: found.map_or(0, |found| found.active),
-                    high_water: match found.map(|found| found.backend.high_water) {
-                        Some(u32::MAX) => None,
-                        Some(mark) => Some(mark),
-                        None => server.high_water.map(|mark| mark.get()),
-                    },
-                    hot_mark: found.map(|found| found.backend.hot_mark).filter(|mark| *mark != u32::MAX),
-                    check_latency_us: health
-                        .and_then(|health| health.last_latency())
-                        .map(|latency| latency.as_micros() as u64),
-                    state_seconds: health.map(|health| health.since().elapsed().as_secs()),
-                    packets: counters.packets,
-                    bytes: counters.bytes,
-                    flows: counters.flows,
-                    reply_packets: counters.reply_packets,
-                    reply_bytes: counters.reply_bytes,
-                },
-            ));
-        }
-        for ((service, tier, effective), shown) in &mut servers {
-            let of_service = tier_weights.iter().filter(|((of, _), total)| of == service && **total > 0);
-            let serving = of_service.min_by_key(|((_, tier), _)| *tier);
-            shown.share = match serving {
-                Some(((_, first), total)) if first == tier => f64::from(*effective) / *total as f64,
-                _ => 0.0,
-            };
-        }
-        let mut servers: Vec<snapshot::Server> = servers.into_iter().map(|(_, shown)| shown).collect();
-        for part in desire::parts(service) {
-            let identity = desire::service_identity(service, part);
-            let Some(number) = self.reconciler.numbers.services.get(&identity) else {
-                continue;
-            };
-            for (id, backend) in self.reconciler.backends_of(*number) {
-                if self.servers.contains_key(&ServerId { service: identity, backend: backend.identity }) {
-                    continue;
-                }
-                let Some(found) = kernel.backends.get(&id) else {
-                    continue;
-                };
-                servers.push(snapshot::Server {
-                    name: stats::address(backend).to_string(),
-                    address: stats::address(backend).to_string(),
-                    port: (backend.port.get() != 0).then(|| backend.port.get()),
-                    state: "leaving".to_owned(),
-                    reason: Some("it is no longer in the configuration; its live flows go on".to_owned()),
-                    active: found.active,
-                    packets: found.counters.packets,
-                    bytes: found.counters.bytes,
-                    flows: found.counters.flows,
-                    reply_packets: found.counters.reply_packets,
-                    reply_bytes: found.counters.reply_bytes,
-                    ..snapshot::Server::default()
-                });
-            }
-        }
-        servers
-    }
-
-    fn controller_snapshot(&self) -> snapshot::Controller {
-        let interfaces = self.config.gateway.interfaces.iter().map(|interface| {
-            let attached = self.attached.get(&interface.name);
-            snapshot::Interface {
-                name: interface.name.clone(),
-                mode: attached
-                    .and_then(|attached| attached.as_ref().ok())
-                    .map(|attached| attached.mode.label().to_owned()),
-                problem: attached.and_then(|attached| attached.as_ref().err()).cloned().or_else(|| {
-                    let is_down = self.resolved.down.contains(&interface.name);
-                    is_down.then(|| format!("it is down, or has no carrier; `ip link set {} up`", interface.name))
-                }),
-            }
-        });
-        snapshot::Controller {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            config: self.config_path.display().to_string(),
-            adopted: self.reconciler.kernel().adopted,
-            interfaces: interfaces.collect(),
-            reload_error: self.reload_error.clone(),
-            warnings: self.apply_error.iter().cloned().collect(),
-            map_writes: self.reconciler.writes,
-            repairs: self.repairs,
-        }
-    }
-
     pub async fn handle(&mut self, request: Request) {
         // Whoever asked may have gone meanwhile; then nobody misses the answer.
         match request {
@@ -1202,14 +671,4 @@ fn quality_settings(service: &Service) -> QualitySettings {
         settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
     }
     settings
-}
-
-pub(crate) fn add_outcomes(to: &mut BTreeMap<String, u64>, counters: &[u64]) {
-    for outcome in Outcome::ALL {
-        *to.entry(outcome.label().to_owned()).or_default() += counters[*outcome as usize];
-    }
-}
-
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
