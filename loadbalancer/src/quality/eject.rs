@@ -163,6 +163,16 @@ impl Record {
             Some(Ejection { until: now + settings.base.saturating_mul(self.count).min(settings.max), cause });
     }
 
+    /// Checks have taken it down, and will say when it is back. What failed in a row until then was the same event: it
+    /// keeps the server out no longer.
+    pub fn taken_down(&mut self) {
+        self.kinds = Default::default();
+        if matches!(self.ejected, Some(Ejection { cause: Cause::InARow(_), .. })) {
+            self.ejected = None;
+            self.count = self.count.saturating_sub(1);
+        }
+    }
+
     pub fn ejection(&self) -> Option<Ejection> {
         self.ejected
     }

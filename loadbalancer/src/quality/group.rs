@@ -14,6 +14,10 @@ use super::{Settings, start};
 /// Units of a weight per unit of a configured one.
 const SCALE: f64 = 1000.0;
 
+/// Share of failures below which a server is as it usually is: one in a hundred makes its burden a tenth larger, which the
+/// deadband tolerates.
+const SOUND: f64 = 0.01;
+
 /// A server as the configuration has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nominal {
@@ -92,6 +96,8 @@ struct Server {
     measures: Measures,
     record: eject::Record,
     factor: f64,
+    /// Its factor over the mean of its peers' before it began to fail.
+    sound: f64,
     correcting: bool,
     lasting: f64,
     relative: Option<Relative>,
@@ -158,6 +164,7 @@ impl Group {
             measures: Measures::default(),
             record: eject::Record::default(),
             factor: 1.0,
+            sound: 1.0,
             correcting: false,
             lasting: 0.0,
             relative: None,
@@ -182,8 +189,12 @@ impl Group {
 
     /// What checks say, and whether there is a way to it.
     pub fn set_up(&mut self, key: ServerKey, up: bool) {
-        if let Some(server) = self.servers.get_mut(&key) {
-            server.up = up;
+        let Some(server) = self.servers.get_mut(&key) else { return };
+        let taken_down = server.up && !up;
+        server.up = up;
+        if taken_down {
+            server.record.taken_down();
+            self.begin_anew(key);
         }
     }
 
@@ -205,6 +216,10 @@ impl Group {
     /// Takes a sample; the channel does not matter here, nor do servers that are not in the group.
     pub fn sample(&mut self, sample: &Sample, now: Duration) {
         let Some(server) = self.servers.get_mut(&sample.target.server) else { return };
+        // That it fails is known already, and says nothing of how it will do once it is back.
+        if !server.up && sample.result.is_err() {
+            return;
+        }
         if server.measures.is_telling(sample, now, &self.settings.measure) {
             server.record.sample(sample.kind, sample.result.is_ok());
         }
@@ -214,6 +229,9 @@ impl Group {
     /// Takes the counts of an interval.
     pub fn counts(&mut self, counts: &Counts, now: Duration) {
         let Some(server) = self.servers.get_mut(&counts.target.server) else { return };
+        if !server.up {
+            return;
+        }
         server.record.counts(counts.kind, counts.latencies.count(), counts.losses + counts.errors);
         server.measures.counts(counts, now);
     }
@@ -232,6 +250,7 @@ impl Group {
         }
         self.serve(now);
         self.follow_law(now, elapsed);
+        self.keep_sound();
         let publish = self.publish(now);
         Step { servers: self.weights(now), publish, events }
     }
@@ -317,10 +336,12 @@ impl Group {
         });
         let members = self.servers.values().filter(|server| is_member(server)).count() as f64;
         let mut healthy = 0.0;
+        let mut returned = Vec::new();
         for (key, server) in &mut self.servers {
             let checked = server.measures.window(Kind::Probe).last();
             let checked = checked.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after);
             if server.record.pass(now, checked, settings) {
+                returned.push(*key);
                 server.reason = Reason::EjectionOver;
                 events.push(Event::Returned { server: *key });
             }
@@ -340,6 +361,7 @@ impl Group {
             }
         }
         let panic = members > 0.0 && healthy / members < settings.panic;
+        returned.into_iter().for_each(|key| self.begin_anew(key));
         if panic != self.panic {
             self.panic = panic;
             events.push(if panic { Event::PanicBegins } else { Event::PanicEnds });
@@ -407,6 +429,38 @@ impl Group {
         }
     }
 
+    /// Remembers what servers are worth that do not fail.
+    fn keep_sound(&mut self) {
+        let total = self.total();
+        let settings = &self.settings.measure;
+        for server in self.servers.values_mut().filter(|server| server.serving) {
+            if server.measures.failure(settings) < SOUND
+                && let Some(peers) = total.mean_without(server)
+            {
+                server.sound = server.factor / peers;
+            }
+        }
+    }
+
+    /// It will come back as it was before it failed: slow start bounds what it gets, so failures need not do so as well.
+    fn begin_anew(&mut self, key: ServerKey) {
+        let total = self.total();
+        let bounds = self.settings.law.floor..=self.settings.law.ceiling;
+        let Some(server) = self.servers.get_mut(&key) else { return };
+        server.measures.forget_failures();
+        if let Some(peers) = total.mean_without(server) {
+            server.factor = (server.sound * peers).clamp(*bounds.start(), *bounds.end());
+        }
+    }
+
+    fn total(&self) -> Total {
+        let serving = self.servers.values().filter(|server| server.serving);
+        serving.fold(Total::default(), |total, server| {
+            let nominal = f64::from(server.nominal.weight);
+            Total { nominal: total.nominal + nominal, weight: total.weight + nominal * server.factor }
+        })
+    }
+
     fn publish(&mut self, now: Duration) -> bool {
         let law = &self.settings.law;
         // A ring of servers of which none serves is worth nothing.
@@ -456,6 +510,23 @@ impl Group {
     }
 }
 
+/// Sums over the servers that serve.
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    nominal: f64,
+    /// Nominal weights times factors.
+    weight: f64,
+}
+
+impl Total {
+    /// Mean factor of the others; None if there are none.
+    fn mean_without(&self, server: &Server) -> Option<f64> {
+        let own = if server.serving { f64::from(server.nominal.weight) } else { 0.0 };
+        let nominal = self.nominal - own;
+        (nominal > 0.5).then(|| (self.weight - own * server.factor) / nominal)
+    }
+}
+
 /// Not taken out by hand.
 fn is_member(server: &Server) -> bool {
     server.nominal.weight > 0 && !matches!(server.word.state, WordState::Drain | WordState::Maintenance)
@@ -474,4 +545,92 @@ fn usual(server: &Server) -> f64 {
 fn seen(server: &Server, settings: &Settings) -> Option<Seen> {
     let Relative { slowness, noise, .. } = server.relative.filter(|_| !server.stale)?;
     Some(Seen { slowness, noise, failures: server.measures.failure(&settings.measure) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quality::signal::Failure;
+
+    const TICK: Duration = Duration::from_millis(250);
+    const BAD: ServerKey = ServerKey(0);
+
+    /// Four servers, of which one gives the results that it is told while the others are good.
+    struct Bench {
+        group: Group,
+        now: Duration,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut group = Group::new(Settings::default(), Duration::ZERO);
+            for key in 0..4 {
+                let nominal = Nominal { weight: 1, high_water: None };
+                group.set_server(ServerKey(key), nominal, Entry::Known, Duration::ZERO);
+            }
+            let mut bench = Self { group, now: Duration::ZERO };
+            bench.probe(40, true);
+            bench
+        }
+
+        /// One probe of each server in each of so many ticks.
+        fn probe(&mut self, ticks: u32, good: bool) -> Vec<Event> {
+            let mut events = Vec::new();
+            for _ in 0..ticks {
+                self.now += TICK;
+                for key in 0..4 {
+                    let target = ServerKey(key).into();
+                    let good = good || ServerKey(key) != BAD;
+                    let result = if good { Ok(Duration::from_millis(5)) } else { Err(Failure::Error) };
+                    self.group.sample(&Sample { target, kind: Kind::Probe, result }, self.now);
+                }
+                events.extend(self.group.step(self.now).events);
+            }
+            events
+        }
+
+        /// Down by its check after two failures for so long, then up again.
+        fn crash(&mut self, ticks: u32) -> Vec<Event> {
+            let mut events = self.probe(2, false);
+            self.group.set_up(BAD, false);
+            events.extend(self.probe(ticks, false));
+            events.extend(self.probe(1, true));
+            self.group.set_up(BAD, true);
+            events
+        }
+
+        fn is_serving(&mut self) -> bool {
+            self.group.step(self.now).servers[0].weight > 0
+        }
+    }
+
+    #[test]
+    fn a_server_that_was_down_serves_as_soon_as_its_check_says_that_it_is_up() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.crash(40), [], "a check that takes it down needs no ejection");
+        assert!(bench.is_serving());
+        assert_eq!(bench.probe(200, true), []);
+    }
+
+    #[test]
+    fn failures_in_a_row_until_it_was_taken_down_do_not_keep_it_out_afterwards() {
+        let mut bench = Bench::new();
+        let events = bench.probe(5, false);
+        assert!(matches!(events[..], [Event::Ejected { cause: Cause::InARow(Kind::Probe), .. }]), "{events:?}");
+        bench.group.set_up(BAD, false);
+        bench.probe(10, false);
+        bench.probe(1, true);
+        bench.group.set_up(BAD, true);
+        assert!(bench.is_serving());
+    }
+
+    #[test]
+    fn after_slow_start_a_server_that_was_down_has_the_share_that_it_had() {
+        let mut bench = Bench::new();
+        bench.probe(4, false);
+        bench.crash(8);
+        bench.probe(4 * 31, true);
+        let share = bench.group.explain(bench.now).servers[0].published_share;
+        assert!((share / 0.25 - 1.0).abs() <= 0.05, "{share}");
+    }
 }

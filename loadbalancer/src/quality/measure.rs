@@ -115,6 +115,13 @@ impl Measures {
         }
     }
 
+    pub fn forget_failures(&mut self) {
+        for kept in &mut self.kinds {
+            kept.window.forget_failures();
+            kept.batch.forget_failures();
+        }
+    }
+
     pub fn window(&self, kind: Kind) -> &Window {
         &self.kinds[kind as usize].window
     }

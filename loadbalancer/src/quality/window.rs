@@ -63,6 +63,10 @@ impl Window {
         }
     }
 
+    pub fn forget_failures(&mut self) {
+        (self.losses, self.errors) = (0.0, 0.0);
+    }
+
     /// Successes that are left.
     pub fn count(&self) -> f64 {
         self.count

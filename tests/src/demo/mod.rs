@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use loadbalancer::control::snapshot::Snapshot;
+use loadbalancer::control::snapshot::{self, Snapshot};
 
 use crate::support::gateway::{Gateway, binary};
 use crate::support::lab::{Lab, vip4, vip6};
@@ -35,6 +35,8 @@ const RATE: f64 = 500.0;
 const REFRESH: Duration = Duration::from_millis(500);
 /// Time for a check to notice, with interval 200 ms and a fall of two, and for what is under way to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Part of a share at which slow start is over: smaller changes make no new ring.
+const NEARLY: f64 = 0.95;
 
 /// Drives real HTTP traffic through a gateway between network namespaces, in every mode.
 /// With less, a phase has too few requests to judge shares by.
@@ -165,16 +167,19 @@ impl World {
         until(0.4, "all servers");
         let first = report();
         let stopped = self.lab.servers[STOPPED].name.as_str();
+        let first_share =
+            self.snapshot().services[0].servers.iter().find(|it| it.name == stopped).map_or(0.0, |it| it.share);
         self.servers.borrow_mut()[STOPPED].stop(Live::Reset);
-        self.wait_all(stopped, "down")?;
+        self.wait_for(stopped, "down", |server| server.state == "down")?;
         // What was under way to the stopped server ends one way or the other.
         until(0.4 + 0.05, "server2 is stopped");
         thread::sleep(Duration::from_millis(500));
         let noticed = report();
-        until(0.7, "server2 is stopped");
+        until(0.6, "server2 is stopped");
         let second = report();
         self.servers.borrow_mut()[STOPPED].restart()?;
-        self.wait_all(stopped, "up")?;
+        self.wait_for(stopped, "up", |server| server.state == "up")?;
+        self.wait_for(stopped, "back at its share after slow start", |server| server.share >= NEARLY * first_share)?;
         let back = report();
         until(1.0, "server2 is back");
         let third = report();
@@ -189,8 +194,8 @@ impl World {
         Ok(verdict::judge(&self.mode, &phases, &third, &self.snapshot()))
     }
 
-    /// Waits for a state of all backends of a server.
-    fn wait_all(&self, server: &str, state: &str) -> Result<()> {
+    /// Waits until something holds for all backends of a server.
+    fn wait_for(&self, server: &str, what: &str, holds: impl Fn(&snapshot::Server) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let snapshot = self.snapshot();
@@ -198,11 +203,11 @@ impl World {
                 .servers
                 .iter()
                 .filter(|candidate| candidate.name.trim_end_matches("-v6") == server);
-            if of_server.all(|candidate| candidate.state == state) {
+            if of_server.all(&holds) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{server} is not {state} after {PATIENCE:?}\n{}", self.gateway.log());
+                bail!("{server} is not {what} after {PATIENCE:?}\n{}", self.gateway.log());
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -230,6 +235,8 @@ fn services(mode: &str, lab: &Lab) -> String {
     let listen = [IpAddr::from(vip4(1)), vip6(1).into()].map(|vip| format!("\"{}\"", SocketAddr::new(vip, 80)));
     let mut text = format!("[[service]]\nname = \"web\"\nmode = {mode:?}\nlisten = [{}]\n", listen.join(", "));
     text += "check = { type = \"http\", path = \"/\", interval = \"200ms\", timeout = \"500ms\", rise = 2, fall = 2, port = 80 }\n";
+    // Half a minute, the default, is long for a look.
+    text += "quality = { slow_start = { ramp = \"2s\" } }\n";
     for (host, keys) in lab.servers.iter().zip(SERVERS) {
         let mut server = |name: &str, addr: IpAddr| {
             text += &format!("[[service.server]]\nname = \"{name}\"\naddress = \"{addr}\"\n{keys}\n");
