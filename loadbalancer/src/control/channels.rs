@@ -9,7 +9,7 @@ use super::quality::histogram;
 use crate::dataplane::signals::Interval;
 use crate::health::ProbeError;
 use crate::quality::channel::explain::{ChannelReport, ChannelsReport};
-use crate::quality::channel::{Channels, Event, Passive, Settings, Slots};
+use crate::quality::channel::{Channels, Event, Passive, Settings, Slots, pool};
 use crate::quality::signal::{ChannelKey, Failure};
 
 /// All channels of all servers.
@@ -165,11 +165,25 @@ impl ChannelLoops {
     /// Compares the channels of all servers.
     pub fn step(&mut self, now: Instant) -> Events {
         let now = self.now(now);
+        self.share();
         let step = |(server, it): (&u32, &mut Loop)| {
             let server = *server;
             it.channels.step(now).into_iter().map(move |event| (server, event))
         };
         self.servers.iter_mut().flat_map(step).collect()
+    }
+
+    /// Tells each server what all of them lose on its channels.
+    fn share(&mut self) {
+        let mut probes: HashMap<ChannelKey, Vec<_>> = HashMap::new();
+        for (key, counts) in self.servers.values().flat_map(|it| it.channels.probes()) {
+            probes.entry(key).or_default().push(counts);
+        }
+        let Some(settings) = self.servers.values().next().map(|it| it.channels.settings().clone()) else { return };
+        for (key, counts) in probes {
+            let rate = pool::sure_rate(&counts, &settings);
+            self.servers.values_mut().for_each(|it| it.channels.set_shared(key, rate));
+        }
     }
 
     pub fn slots(&self, server: u32) -> Option<Slots> {

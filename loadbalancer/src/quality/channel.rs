@@ -15,6 +15,7 @@
 
 pub mod explain;
 mod loss;
+pub mod pool;
 mod rtt;
 mod slots;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use std::time::Duration;
 use loadbalancer_common::backend::PATH_SLOTS;
 
 use self::explain::{ChannelReport, ChannelsReport, Moment, Reason, SlotChange, State};
-use self::loss::LossWindow;
+use self::loss::{Counts, LossWindow};
 use self::rtt::Rtt;
 use super::signal::{ChannelKey, Failure, Histogram};
 
@@ -152,6 +153,10 @@ struct Channel {
     probed: Option<Rtt>,
     passed: Option<Rtt>,
     losses: LossWindow,
+    /// Of probes alone, without those missed on end.
+    probes: LossWindow,
+    /// Share that all servers behind it surely lose.
+    shared: f64,
     heard: Option<Duration>,
     /// When it last lost slots while it was alive.
     gave: Option<Duration>,
@@ -185,6 +190,10 @@ impl Channels {
     /// New constants, as after a reload.
     pub fn set_settings(&mut self, settings: Settings) {
         self.settings = settings;
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Slots as another controller left them; to be called when channels are set and nothing is measured yet.
@@ -265,7 +274,15 @@ impl Channels {
                 }
             }
         }
+        self.note_probe(key, now);
         events
+    }
+
+    fn note_probe(&mut self, key: ChannelKey, now: Duration) {
+        let settings = &self.settings;
+        if let Some(channel) = self.channels.get_mut(&key).filter(|it| it.dead.is_none() && it.missed <= 1) {
+            channel.probes.add(1, channel.missed, now, settings.probe_every, settings.loss_window);
+        }
     }
 
     /// Takes what the traffic of an interval told.
@@ -278,6 +295,19 @@ impl Channels {
             let mean = Duration::from_nanos((passive.handshakes.sum() / count as f64) as u64);
             channel.heard = Some(now);
             channel.passed = Some(Rtt::update(channel.passed, mean, settings.srtt_gain, settings.rttvar_gain));
+        }
+    }
+
+    /// Probes of each channel, for [`pool::sure_rate`].
+    pub fn probes(&self) -> impl Iterator<Item = (ChannelKey, [Counts; pool::SPANS.len()])> {
+        let spans = pool::SPANS.map(|times| times * self.settings.least_intervals);
+        self.channels.iter().map(move |(key, channel)| (*key, channel.probes.last(spans)))
+    }
+
+    /// What is surely lost on a channel that other servers share.
+    pub fn set_shared(&mut self, key: ChannelKey, rate: f64) {
+        if let Some(channel) = self.channels.get_mut(&key) {
+            channel.shared = rate;
         }
     }
 
@@ -455,6 +485,8 @@ impl Channel {
             probed: None,
             passed: None,
             losses: LossWindow::default(),
+            probes: LossWindow::default(),
+            shared: 0.0,
             heard: None,
             gave: None,
             swings: 0,
@@ -475,7 +507,8 @@ impl Channel {
     }
 
     fn sure_loss(&self, settings: &Settings) -> f64 {
-        self.losses.sure_rate(settings.sure, settings.least_intervals)
+        let own = self.losses.sure_rate(settings.sure, settings.least_intervals);
+        if self.shared > own { own.max(self.shared.min(self.losses.most())) } else { own }
     }
 
     /// In seconds; None: nothing is known.
@@ -499,7 +532,7 @@ impl Channel {
     fn revive(&mut self, now: Duration) {
         self.dead = None;
         self.calm_since = now;
-        self.losses = LossWindow::default();
+        (self.losses, self.shared) = (LossWindow::default(), 0.0);
     }
 
     fn note_swing(&mut self, fell: bool, now: Duration) {

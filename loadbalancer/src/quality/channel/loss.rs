@@ -6,6 +6,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::pool::SPANS;
+
+/// What was tried, and lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub attempts: u64,
+    pub losses: u64,
+}
+
 /// Counts of the last intervals.
 #[derive(Clone, Debug, Default)]
 pub struct LossWindow {
@@ -59,6 +68,27 @@ impl LossWindow {
         }
         worst.min(1.0)
     }
+
+    /// Share that may be lost at most: two standard deviations more than was in the window, and with no loss three attempts
+    /// of all (the "rule of three", 95 %).
+    pub fn most(&self) -> f64 {
+        let losses = self.losses as f64;
+        ((losses + 2.0 * losses.sqrt() + 3.0) / self.attempts.max(1) as f64).min(1.0)
+    }
+
+    /// Counts over the last so many intervals.
+    pub fn last(&self, intervals: [usize; SPANS.len()]) -> [Counts; SPANS.len()] {
+        let newest = self.counts.back().map_or(0, |(number, ..)| *number);
+        let from = intervals.map(|intervals| (newest + 1).saturating_sub(intervals as u64));
+        let mut spans = [Counts::default(); SPANS.len()];
+        for (number, attempts, losses) in &self.counts {
+            for (span, _) in spans.iter_mut().zip(from).filter(|(_, from)| number >= from) {
+                span.attempts += attempts;
+                span.losses += losses;
+            }
+        }
+        spans
+    }
 }
 
 #[cfg(test)]
@@ -106,6 +136,25 @@ mod tests {
         let mut window = window(&[98, 99], 100);
         window.add(80, 0, TICK * 99, TICK, 100);
         assert!(window.sure_rate(1.0, 20) < 0.008, "{window:?}");
+    }
+
+    #[test]
+    fn what_may_be_lost_at_most_shrinks_with_attempts() {
+        for (name, lost, of, wanted) in [
+            ("nothing known", &[][..], 0, 1.0),
+            ("few", &[], 10, 0.3),
+            ("many", &[], 100, 0.03),
+            ("four of a hundred", &[1, 2, 3, 4], 100, 0.11),
+        ] {
+            let most = window(lost, of).most();
+            assert!((most - wanted).abs() < 0.001, "{name}: {most}");
+        }
+    }
+
+    #[test]
+    fn the_last_intervals_are_counted_by_themselves() {
+        let counts = window(&[1, 85, 99], 100).last([10, 20, 200]);
+        assert_eq!(counts.map(|counts| (counts.attempts, counts.losses)), [(10, 1), (20, 2), (100, 3)]);
     }
 
     #[test]

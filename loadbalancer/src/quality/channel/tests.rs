@@ -157,6 +157,89 @@ fn four_fifths_are_on_the_good_channel_within_three_seconds_and_come_back() {
     }
 }
 
+/// Servers behind the same channels.
+struct Labs {
+    labs: Vec<Lab>,
+}
+
+impl Labs {
+    /// Servers with so many channels each.
+    fn new(channels: &[u16], seed: u64) -> Self {
+        let lab = |(number, channels): (u64, &u16)| {
+            let mut lab = Lab::new(&vec![1; usize::from(*channels)]);
+            lab.random = seed << 8 | number;
+            lab
+        };
+        Self { labs: (1..).zip(channels).map(lab).collect() }
+    }
+
+    /// As `ways` are for each server.
+    fn run(&mut self, seconds: f64, ways: &[&[Way]]) -> &mut Self {
+        for _ in 0..(seconds * 10.0).round() as u32 {
+            for (lab, ways) in self.labs.iter_mut().zip(ways) {
+                lab.run(0.1, ways);
+            }
+            for key in [A, B] {
+                let probes = self.labs.iter().filter_map(|lab| lab.channels.probes().find(|(of, _)| *of == key));
+                let counts: Vec<_> = probes.map(|(_, counts)| counts).collect();
+                let rate = pool::sure_rate(&counts, &Settings::default());
+                self.labs.iter_mut().for_each(|lab| lab.channels.set_shared(key, rate));
+            }
+        }
+        self
+    }
+
+    /// Slots of all servers on a channel.
+    fn slots(&self, key: ChannelKey) -> usize {
+        self.labs.iter().map(|lab| lab.slots(key)).sum()
+    }
+}
+
+#[test]
+fn what_is_lost_of_all_servers_probes_tells_of_their_channel_sooner() {
+    let lossy = [Way { loss: 0.0975, ..GOOD }, GOOD];
+    for (servers, least) in [(1, 50), (2, 70), (4, 90)] {
+        let in_time = |seed: &u64| {
+            let mut labs = Labs::new(&vec![2; servers], *seed);
+            labs.run(20.0, &vec![&[GOOD; 2][..]; servers]).run(3.0, &vec![&lossy[..]; servers]);
+            labs.slots(B) * 10 >= 8 * servers * PATH_SLOTS
+        };
+        let count = (1..=100).filter(in_time).count();
+        assert!(count >= least, "{servers} servers: {count} of 100");
+    }
+}
+
+#[test]
+fn what_one_server_loses_is_not_lost_by_others() {
+    let lossy = [Way { loss: 0.1, ..GOOD }; 2];
+    for (name, channels, first) in [
+        ("it loses on both", [2, 2, 2, 2], &lossy[..]),
+        ("it has one channel and loses", [1, 2, 2, 2], &lossy[..1]),
+        ("it is dead", [2, 2, 2, 2], &[DEAD; 2]),
+        ("it has one channel and is dead", [1, 2, 2, 2], &[DEAD]),
+    ] {
+        let mut labs = Labs::new(&channels, 7);
+        let good: &[Way] = &[GOOD; 2];
+        labs.run(20.0, &[&good[..usize::from(channels[0])], good, good, good]);
+        labs.labs.iter_mut().for_each(|lab| lab.moves.clear());
+        labs.run(120.0, &[first, good, good, good]);
+        for lab in &labs.labs[1..] {
+            assert!(lab.moves.is_empty(), "{name}: {:?}", lab.moves);
+        }
+    }
+}
+
+#[test]
+fn losses_that_all_servers_have_on_both_channels_do_not_make_flows_swing() {
+    for (loss, most_a_minute) in [(0.001, 0.6), (0.01, 4.0), (0.05, 4.0)] {
+        let ways = [Way { loss, ..GOOD }; 2];
+        let mut labs = Labs::new(&[2; 8], 3);
+        labs.run(600.0, &[&ways[..]; 8]);
+        let a_minute = labs.labs.iter().map(|lab| lab.moves.len()).sum::<usize>() as f64 / 8.0 / 10.0;
+        assert!(a_minute <= most_a_minute, "{loss}: {a_minute} moves a minute of each server");
+    }
+}
+
 #[test]
 fn a_channel_that_loses_and_recovers_in_turn_moves_flows_at_most_every_hold_time() {
     let mut lab = Lab::new(&[1, 1]);
