@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use loadbalancer::control::quality::Report;
@@ -76,15 +77,59 @@ fn wait_phase(world: &World, phase: Phase, at_most: Duration) {
     .unwrap_or_else(|error| panic!("{error}\n{}\n{}", world.gateway.ask(&["standby"]), world.gateway.log()));
 }
 
+/// A directory with a hook of these lines.
+fn hook(name: &str, lines: &str) -> (PathBuf, PathBuf) {
+    let directory = std::env::temp_dir().join(format!("lb-{name}-{}", std::process::id()));
+    fs::create_dir_all(&directory).expect("made");
+    let hook = directory.join("hook");
+    fs::write(&hook, format!("#!/bin/sh\ncd {}\n{lines}\n", directory.display())).expect("written");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("set");
+    (directory, hook)
+}
+
+#[test]
+fn a_standby_server_whose_hook_fails_or_hangs_is_told_and_another_takes_its_place() {
+    for (name, does, told) in [
+        ("fails", "echo no machine is free; exit 3", "no machine is free"),
+        ("hangs", "echo $$ > pid; sleep 600", "timed out after 500ms"),
+    ] {
+        // The first of the pool is the one that is tried first.
+        let (directory, hook) = hook(name, &format!("[ $LB_SERVER != server3 ] || [ $1 = stop ] || {{ {does}; }}"));
+        let hook = hook.display();
+        let world = Setup::new("dnat")
+            .check()
+            .with(|setup| {
+                setup.standby = 2;
+                setup.standby_keys = format!(
+                    "start = [\"{hook}\", \"start\"]\nstop = [\"{hook}\", \"stop\"]\nhook_timeout = \"500ms\"\n"
+                );
+                setup.keys += "standby = { active_per_weight = 10, hold = \"500ms\", settle = \"0s\", max = 1 }\n";
+            })
+            .up();
+        let held = world.hold(vip4(1).into(), Protocol::Tcp, 40);
+        let state = |name: &str| {
+            let report = standby(&world);
+            report.servers.into_iter().find(|it| it.name == name).expect("it is in the pool").report.state
+        };
+        wait_until("another one serves", SOON, || state("server4") == Phase::Serving).unwrap_or_else(|error| {
+            panic!("{name}: {error}\n{}\n{}", world.gateway.ask(&["standby"]), world.gateway.log())
+        });
+        assert_ne!(state("server3"), Phase::Serving, "{name}");
+        let table = world.gateway.ask(&["standby"]);
+        assert!(table.contains(told), "{name}: {table}");
+        assert!(world.gateway.log().contains("standby server failed"), "{name}: {}", world.gateway.log());
+        if let Ok(pid) = fs::read_to_string(directory.join("pid")) {
+            assert!(!Path::new("/proc").join(pid.trim()).exists(), "{name}: the hook still runs");
+        }
+        world.assert_held(&held);
+        fs::remove_dir_all(directory).expect("removed");
+    }
+}
+
 #[test]
 fn a_standby_server_serves_while_quality_is_low_and_is_given_back_without_breaking_a_flow() {
-    let directory = std::env::temp_dir().join(format!("lb-hooks-{}", std::process::id()));
-    fs::create_dir_all(&directory).expect("made");
+    let (directory, hook) = hook("hooks", "echo $1 $LB_SERVICE $LB_SERVER $LB_ADDRESS >> told");
     let told = directory.join("told");
-    let hook = directory.join("hook");
-    fs::write(&hook, format!("#!/bin/sh\necho $1 $LB_SERVICE $LB_SERVER $LB_ADDRESS >> {}\n", told.display()))
-        .expect("written");
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("set");
     let hook = hook.display();
     let world = Setup::new("dnat")
         .check()
