@@ -32,7 +32,7 @@ use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
 use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::group::{Entry, Event, Nominal};
-use crate::quality::signal::{ChannelKey, ServerKey};
+use crate::quality::signal::{ChannelKey, Kind, ServerKey};
 
 pub(crate) use report::{add_outcomes, now_ms};
 
@@ -528,11 +528,11 @@ impl Controller {
                 false
             }
             Part::Check => {
-                self.measure(&report);
+                self.measure(Kind::Check, &report);
                 self.on_check(id, report)
             }
-            Part::Monitor(_) => {
-                self.measure(&report);
+            Part::Monitor(position) => {
+                self.measure(Kind::Monitor(position), &report);
                 false
             }
             Part::Agent => self.on_word(id, report),
@@ -545,9 +545,9 @@ impl Controller {
         }
     }
 
-    fn measure(&mut self, report: &Report) {
+    fn measure(&mut self, kind: Kind, report: &Report) {
         let result = report.result.as_ref().map(|answer| answer.latency);
-        self.quality.sample(ServerKey(report.key.server), result, report.at);
+        self.quality.sample(ServerKey(report.key.server), kind, result, report.at);
     }
 
     fn on_check(&mut self, id: ServerId, report: Report) -> bool {

@@ -100,17 +100,17 @@ impl Quality {
         now.saturating_duration_since(self.epoch)
     }
 
-    /// Takes a result of a probe.
-    pub fn sample(&mut self, server: ServerKey, result: Result<Duration, &ProbeError>, now: Instant) {
+    /// Takes a result of a probe: of the check or of a monitor.
+    pub fn sample(&mut self, server: ServerKey, kind: Kind, result: Result<Duration, &ProbeError>, now: Instant) {
         let result = match result {
             Ok(latency) => Ok(latency),
             Err(error) if error.is_local() => return,
-            Err(ProbeError::TimedOut { .. }) => Err(Failure::Loss),
+            Err(ProbeError::TimedOut { after, .. }) => Err(Failure::Late(*after)),
             Err(_) => Err(Failure::Error),
         };
         let now = self.since_epoch(now);
         if let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) {
-            group.sample(&Sample { target: server.into(), kind: Kind::Probe, result }, now);
+            group.sample(&Sample { target: server.into(), kind, result }, now);
         }
     }
 

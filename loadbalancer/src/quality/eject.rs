@@ -1,6 +1,7 @@
 //! Ejection: a server that fails is taken out for a while.
 //!
-//! Two tests, each for each kind of signal by itself (clients that are answered well must not hide checks that are not):
+//! Two tests, each for each kind of signal by itself (clients that are answered well must not hide checks that are not, nor
+//! connections that are accepted hide requests that are not answered):
 //!
 //! - So many failures in a row.
 //! - Evidence for a higher failure rate than that of the peers: Page's cumulative sum test ("Continuous inspection
@@ -77,7 +78,8 @@ pub enum Cause {
 /// What is known of one server.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
-    kinds: [Trial; Kind::ALL.len()],
+    /// In the order of their kinds.
+    trials: Vec<(Kind, Trial)>,
     ejected: Option<Ejection>,
     /// Ejections that are not forgotten.
     count: u32,
@@ -88,8 +90,8 @@ pub struct Record {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InARow(kind) => write!(f, "{} failed several times in a row", kind.plural()),
-            Self::MoreThanPeers(kind) => write!(f, "{} fail more often than those of its peers", kind.plural()),
+            Self::InARow(kind) => write!(f, "{} failed several times in a row", kind.samples()),
+            Self::MoreThanPeers(kind) => write!(f, "{} fail more often than those of its peers", kind.samples()),
         }
     }
 }
@@ -120,9 +122,20 @@ pub fn tolerated(settings: &Settings, rates: &[f64]) -> f64 {
 }
 
 impl Record {
+    fn trial(&mut self, kind: Kind) -> &mut Trial {
+        let place = match self.trials.binary_search_by_key(&kind, |(kind, _)| *kind) {
+            Ok(place) => place,
+            Err(place) => {
+                self.trials.insert(place, (kind, Trial::default()));
+                place
+            }
+        };
+        &mut self.trials[place].1
+    }
+
     /// Takes the result of one sample.
     pub fn sample(&mut self, kind: Kind, good: bool) {
-        let trial = &mut self.kinds[kind as usize];
+        let trial = self.trial(kind);
         trial.in_a_row = if good { 0 } else { trial.in_a_row.saturating_add(1) };
         trial.good += u64::from(good);
         trial.bad += u64::from(!good);
@@ -130,7 +143,7 @@ impl Record {
 
     /// Takes the counts of an interval. Their order is not known: they are in a row only if none was good.
     pub fn counts(&mut self, kind: Kind, good: u64, bad: u64) {
-        let trial = &mut self.kinds[kind as usize];
+        let trial = self.trial(kind);
         let bad_in_a_row = u32::try_from(bad).unwrap_or(u32::MAX);
         trial.in_a_row = if good > 0 { 0 } else { trial.in_a_row.saturating_add(bad_in_a_row) };
         trial.good += good;
@@ -138,11 +151,11 @@ impl Record {
     }
 
     /// Weighs what came since the last step against what is tolerated, by kind; a cause, if it is to be ejected.
-    pub fn weigh(&mut self, settings: &Settings, tolerated: [f64; Kind::ALL.len()]) -> Option<Cause> {
+    pub fn weigh(&mut self, settings: &Settings, tolerated: impl Fn(Kind) -> f64) -> Option<Cause> {
         let mut cause = None;
-        for (kind, tolerated) in Kind::ALL.into_iter().zip(tolerated) {
-            let trial = &mut self.kinds[kind as usize];
-            let usual = tolerated.clamp(1e-6, 0.9);
+        for (kind, trial) in &mut self.trials {
+            let kind = *kind;
+            let usual = tolerated(kind).clamp(1e-6, 0.9);
             let worse = (usual + settings.excess).min(0.99);
             let evidence =
                 trial.bad as f64 * (worse / usual).ln() + trial.good as f64 * ((1.0 - worse) / (1.0 - usual)).ln();
@@ -174,16 +187,16 @@ impl Record {
 
     /// Ends an ejection whose time is over, unless checks go on failing; forgets old ones. True: it is back.
     ///
-    /// `checked`: checks are made, so that the last one says how it is now.
-    pub fn pass(&mut self, now: Duration, checked: bool, settings: &Settings) -> bool {
+    /// `probed`: probes of this kind are made, so that the last one says how it is now.
+    pub fn pass(&mut self, now: Duration, probed: impl Fn(Kind) -> bool, settings: &Settings) -> bool {
         match self.ejected {
             Some(ejection) => {
-                let fails = checked && self.kinds[Kind::Probe as usize].in_a_row > 0;
-                if now < ejection.until || fails {
+                let fails = |(kind, trial): &(Kind, Trial)| kind.is_probe() && trial.in_a_row > 0 && probed(*kind);
+                if now < ejection.until || self.trials.iter().any(fails) {
                     return false;
                 }
                 self.ejected = None;
-                self.kinds = Default::default();
+                self.trials.clear();
                 self.calm_since = now;
                 true
             }
@@ -202,7 +215,9 @@ impl Record {
 mod tests {
     use super::*;
 
-    const NONE_FAIL: [f64; 3] = [0.005; 3];
+    fn none_fail(_: Kind) -> f64 {
+        0.005
+    }
 
     fn settings() -> Settings {
         Settings::default()
@@ -213,7 +228,7 @@ mod tests {
         let mut record = Record::default();
         (1..=most).find(|request| {
             record.sample(Kind::Response, request % one_in != 0);
-            record.weigh(&settings(), [tolerated; 3]).is_some()
+            record.weigh(&settings(), |_| tolerated).is_some()
         })
     }
 
@@ -225,9 +240,9 @@ mod tests {
             let mut record = Record::default();
             for good in results {
                 record.counts(Kind::Response, 100, 0);
-                record.sample(Kind::Probe, *good);
+                record.sample(Kind::Check, *good);
             }
-            let cause = record.weigh(&settings(), [0.2; 3]);
+            let cause = record.weigh(&settings(), |_| 0.2);
             assert_eq!(cause.is_some(), ejected, "{results:?}: {cause:?}");
         }
     }
@@ -267,16 +282,16 @@ mod tests {
         let mut record = Record::default();
         let mut now = Duration::ZERO;
         for wanted_s in [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300] {
-            record.eject(Cause::InARow(Kind::Probe), now, &settings());
+            record.eject(Cause::InARow(Kind::Check), now, &settings());
             let until = record.ejection().expect("it was ejected").until;
             assert_eq!(until - now, Duration::from_secs(wanted_s));
-            assert!(!record.pass(until - Duration::from_millis(1), true, &settings()));
-            assert!(record.pass(until, true, &settings()));
+            assert!(!record.pass(until - Duration::from_millis(1), |_| true, &settings()));
+            assert!(record.pass(until, |_| true, &settings()));
             now = until;
         }
         for _ in 0..11 {
             now += Duration::from_secs(30);
-            assert!(!record.pass(now, true, &settings()));
+            assert!(!record.pass(now, |_| true, &settings()));
         }
         assert_eq!(record.count(), 0);
     }
@@ -284,14 +299,36 @@ mod tests {
     #[test]
     fn an_ejected_server_stays_out_while_checks_fail_but_not_for_want_of_checks() {
         let mut record = Record::default();
-        record.eject(Cause::InARow(Kind::Probe), Duration::ZERO, &settings());
-        record.sample(Kind::Probe, false);
+        record.eject(Cause::InARow(Kind::Check), Duration::ZERO, &settings());
+        record.sample(Kind::Check, false);
         let later = Duration::from_secs(31);
-        assert!(!record.pass(later, true, &settings()));
-        assert!(record.clone().pass(later, false, &settings()), "a silent monitor says nothing");
-        record.sample(Kind::Probe, true);
-        assert!(record.pass(later, true, &settings()));
-        assert_eq!(record.weigh(&settings(), NONE_FAIL), None, "it begins anew");
+        assert!(!record.pass(later, |_| true, &settings()));
+        assert!(record.clone().pass(later, |_| false, &settings()), "a silent monitor says nothing");
+        record.sample(Kind::Check, true);
+        record.sample(Kind::Monitor(1), false);
+        assert!(!record.clone().pass(later, |_| true, &settings()), "a monitor still fails");
+        assert!(
+            record.clone().pass(later, |kind| kind == Kind::Check, &settings()),
+            "that monitor is not asked any more"
+        );
+        record.sample(Kind::Monitor(1), true);
+        assert!(record.pass(later, |_| true, &settings()));
+        assert_eq!(record.weigh(&settings(), none_fail), None, "it begins anew");
+    }
+
+    #[test]
+    fn a_monitor_that_fails_is_not_hidden_by_a_check_that_passes() {
+        let mut record = Record::default();
+        for _ in 0..5 {
+            record.sample(Kind::Check, true);
+            record.sample(Kind::Monitor(2), false);
+        }
+        let cause = record.weigh(&settings(), |_| 0.2);
+        assert_eq!(cause, Some(Cause::InARow(Kind::Monitor(2))));
+        assert_eq!(
+            cause.map(|it| it.to_string()).as_deref(),
+            Some("probes of monitor 3 failed several times in a row")
+        );
     }
 
     #[test]
@@ -300,10 +337,10 @@ mod tests {
         let mut cause = None;
         for _ in 0..12 {
             record.counts(Kind::Handshake, 1_000, 0);
-            record.sample(Kind::Probe, false);
-            record.sample(Kind::Probe, true);
-            cause = cause.or(record.weigh(&settings(), NONE_FAIL));
+            record.sample(Kind::Check, false);
+            record.sample(Kind::Check, true);
+            cause = cause.or(record.weigh(&settings(), none_fail));
         }
-        assert_eq!(cause, Some(Cause::MoreThanPeers(Kind::Probe)));
+        assert_eq!(cause, Some(Cause::MoreThanPeers(Kind::Check)));
     }
 }

@@ -241,16 +241,23 @@ impl Group {
         let serving = || self.servers.values().filter(|server| server.serving);
         let merged = |kind: Kind| {
             let mut all = Window::default();
-            serving().for_each(|server| all.merge(server.measures.window(kind)));
-            all
+            serving().filter_map(|server| server.measures.window(kind)).for_each(|window| all.merge(window));
+            (kind, all)
         };
         let settings = &self.settings.measure;
-        let windows = Kind::ALL.map(merged);
-        let p90 = windows.iter().find(|window| window.count() >= settings.min_samples).and_then(|it| it.quantile(0.9));
-        let enough = windows.iter().filter(|window| window.attempts() >= settings.min_samples);
+        let kinds = measure::kinds(serving().map(|server| &server.measures));
+        let windows: Vec<(Kind, Window)> = kinds.into_iter().map(merged).collect();
+        let known = || windows.iter().filter(|(_, window)| window.latencies() >= settings.min_samples);
+        // Of several probes that which takes longest: it is nearest to what clients ask.
+        let p90 = |wanted: fn(Kind) -> bool| {
+            known().filter(|(kind, _)| wanted(*kind)).filter_map(|(_, window)| window.quantile(0.9)).max()
+        };
+        let enough = windows.iter().filter(|(_, window)| window.attempts() >= settings.min_samples);
         Level {
-            p90,
-            failures: enough.map(Window::failure).fold(0.0, f64::max),
+            p90: p90(|kind| kind == Kind::Response)
+                .or_else(|| p90(Kind::is_probe))
+                .or_else(|| p90(|kind| kind == Kind::Handshake)),
+            failures: enough.map(|(_, window)| window.failure()).fold(0.0, f64::max),
             active: serving().map(|server| u64::from(server.active)).sum(),
             weight: serving().map(|server| u64::from(server.nominal.weight)).sum(),
         }
@@ -269,7 +276,7 @@ impl Group {
 
     fn explain_server(&self, key: ServerKey, server: &Server, total: f64, now: Duration) -> ServerReport {
         let seen = seen(server, &self.settings);
-        let signals = Kind::ALL.into_iter().map(|kind| SignalReport::new(kind, server.measures.window(kind)));
+        let signals = server.measures.windows().map(|(kind, window)| SignalReport::new(kind, window));
         ServerReport {
             server: key,
             nominal_weight: server.nominal.weight,
@@ -286,7 +293,7 @@ impl Group {
             signal: server.relative.map(|relative| relative.kind),
             badness: seen.map(|seen| law::badness(&self.settings.law, &seen)),
             correcting: server.correcting,
-            signals: signals.flatten().collect(),
+            signals: signals.collect(),
             word: server.word,
             ejection: server.record.ejection().map(|ejection| EjectionReport {
                 cause: ejection.cause,
@@ -308,19 +315,27 @@ impl Group {
 
     fn eject(&mut self, now: Duration, events: &mut Vec<Event>) {
         let Settings { eject: settings, measure, .. } = &self.settings;
-        let serving: Vec<&Server> = self.servers.values().filter(|server| server.serving).collect();
-        let tolerated = Kind::ALL.map(|kind| {
-            let windows = serving.iter().map(|server| server.measures.window(kind));
+        let serving: Vec<&Measures> =
+            self.servers.values().filter(|server| server.serving).map(|server| &server.measures).collect();
+        let of_kind = |kind: Kind| {
+            let windows = serving.iter().filter_map(|server| server.window(kind));
             let rates: Vec<f64> =
                 windows.filter(|it| it.attempts() >= measure.min_samples).map(Window::failure).collect();
-            eject::tolerated(settings, &rates)
-        });
+            (kind, eject::tolerated(settings, &rates))
+        };
+        let by_kind: Vec<(Kind, f64)> = measure::kinds(serving.iter().copied()).into_iter().map(of_kind).collect();
+        let tolerated = |kind: Kind| {
+            let found = by_kind.iter().find(|(candidate, _)| *candidate == kind);
+            found.map_or_else(|| eject::tolerated(settings, &[]), |(_, tolerated)| *tolerated)
+        };
         let members = self.servers.values().filter(|server| is_member(server)).count() as f64;
         let mut healthy = 0.0;
         for (key, server) in &mut self.servers {
-            let checked = server.measures.window(Kind::Probe).last();
-            let checked = checked.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after);
-            if server.record.pass(now, checked, settings) {
+            let probed = |kind: Kind| {
+                let last = server.measures.window(kind).and_then(Window::last);
+                last.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after)
+            };
+            if server.record.pass(now, probed, settings) {
                 server.reason = Reason::EjectionOver;
                 events.push(Event::Returned { server: *key });
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use loadbalancer::control::quality::Report;
 use loadbalancer::control::standby::Report as StandbyReport;
 use loadbalancer::quality::explain::{Reason, ServerReport};
+use loadbalancer::quality::signal::Kind;
 use loadbalancer::quality::standby::explain::Phase;
 use loadbalancer_tests::support::agent::Agent;
 use loadbalancer_tests::support::events::wait_until;
@@ -46,6 +47,18 @@ fn a_slow_server_loses_its_share_says_why_and_gets_it_back() {
     assert!(table.contains("x the middle's latency"), "{table}");
     slow.set_behaviour(Behaviour::default());
     wait_report(&world, "server2", "gets its share back", Duration::from_secs(60), |it| it.published_share > 0.1);
+}
+
+#[test]
+fn a_fast_check_does_not_hide_a_slow_monitor() {
+    let keys = "check = { type = \"tcp\", interval = \"100ms\", timeout = \"300ms\", port = 80 }\n\
+                monitors = [{ type = \"http\", interval = \"100ms\", timeout = \"1s\", port = 80 }]\n";
+    let world = Setup::new("nat").with(|setup| setup.keys += keys).up();
+    wait_report(&world, "server2", "is known", SOON, |it| it.signal == Some(Kind::Monitor(0)));
+    world.servers[1].set_behaviour(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() });
+    wait_report(&world, "server2", "has lost its share", Duration::from_secs(20), |it| it.published_share < 0.05);
+    let table = world.gateway.ask(&["quality"]);
+    assert!(table.lines().any(|line| line.contains("server2") && line.contains("monitor1")), "{table}");
 }
 
 #[test]
