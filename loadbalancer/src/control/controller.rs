@@ -86,6 +86,10 @@ pub struct Controller {
     config_path: PathBuf,
     reconciler: Reconciler,
     seed: u64,
+    /// Who the servers of the configuration are, in its order; to tell that takes hashing texts.
+    ids: Vec<Vec<ServerId>>,
+    /// Constants of each service in the kernel.
+    settings: HashMap<u64, QualitySettings>,
     servers: HashMap<ServerId, ServerState>,
     keys: HashMap<u32, ServerId>,
     next_key: u32,
@@ -126,6 +130,8 @@ impl Controller {
             config_path,
             reconciler,
             seed,
+            ids: Vec::new(),
+            settings: HashMap::new(),
             servers: HashMap::new(),
             keys: HashMap::new(),
             next_key: 0,
@@ -160,6 +166,13 @@ impl Controller {
 
     /// Brings servers, checks and targets to the configuration.
     fn follow_config(&mut self) {
+        let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
+        self.ids = self.config.services.iter().map(of_service).collect();
+        let settings = self.config.services.iter().flat_map(|service| {
+            let identity = |part| desire::service_identity(service, part);
+            desire::parts(service).into_iter().map(move |part| (identity(part), quality_settings(service)))
+        });
+        self.settings = settings.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
         let entry = if self.next_key == 0 { Entry::Known } else { Entry::New };
@@ -396,16 +409,10 @@ impl Controller {
     }
 
     fn step_quality(&mut self) -> bool {
-        let mut settings = HashMap::new();
-        for service in &self.config.services {
-            for part in desire::parts(service) {
-                settings.insert(desire::service_identity(service, part), quality_settings(service));
-            }
-        }
         let mut present = Vec::with_capacity(self.servers.len());
-        for service in &self.config.services {
-            for server in &service.servers {
-                let id = desire::server_id(service, server);
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
+            for (server, id) in service.servers.iter().zip(ids) {
+                let id = *id;
                 let Some(state) = self.servers.get(&id) else { continue };
                 let standing = &state.standing;
                 let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
@@ -426,7 +433,7 @@ impl Controller {
                 });
             }
         }
-        let step = self.quality.step(&present, &settings, Instant::now());
+        let step = self.quality.step(&present, &self.settings, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
         }
@@ -606,8 +613,8 @@ impl Controller {
     }
 
     fn name_of(&self, id: ServerId) -> Option<String> {
-        self.config.services.iter().find_map(|service| {
-            let server = service.servers.iter().find(|server| desire::server_id(service, server) == id)?;
+        self.config.services.iter().zip(&self.ids).find_map(|(service, ids)| {
+            let server = &service.servers[ids.iter().position(|candidate| *candidate == id)?];
             Some(format!("{}/{}", service.name, server.name))
         })
     }

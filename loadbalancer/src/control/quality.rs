@@ -1,6 +1,6 @@
 //! The loops from measured quality to weights of all services, and what they say of each server.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -155,10 +155,8 @@ impl Quality {
     }
 
     fn follow(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Duration) {
-        let mut gone: BTreeSet<ServerKey> = self.members.keys().copied().collect();
         for server in servers {
             let key = (server.id.service, server.tier);
-            gone.remove(&server.key);
             if let Some(old) = self.members.insert(server.key, key)
                 && old != key
                 && let Some(group) = self.groups.get_mut(&old)
@@ -171,7 +169,7 @@ impl Quality {
             group.set_active(server.key, server.active);
             group.set_word(server.key, server.word);
         }
-        for server in gone {
+        for server in self.gone(servers) {
             self.given.remove(&server);
             if let Some(group) = self.members.remove(&server).and_then(|key| self.groups.get_mut(&key)) {
                 group.remove_server(server);
@@ -183,6 +181,16 @@ impl Quality {
             }
         }
         self.groups.retain(|_, group| group.servers().next().is_some());
+    }
+
+    /// Who is known, but not among these any more.
+    fn gone(&self, servers: &[Present]) -> Vec<ServerKey> {
+        // All of them are known by now.
+        if self.members.len() == servers.len() {
+            return Vec::new();
+        }
+        let present: HashSet<ServerKey> = servers.iter().map(|server| server.key).collect();
+        self.members.keys().filter(|key| !present.contains(key)).copied().collect()
     }
 
     pub fn given(&self, server: ServerKey) -> Option<Given> {

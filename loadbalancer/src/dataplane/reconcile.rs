@@ -151,16 +151,17 @@ impl Reconciler {
 
     /// Whose passive signals there may be: every server with the channels of its paths.
     pub fn sources(&self) -> impl Iterator<Item = Source> {
-        self.numbers.backends.iter().flat_map(|(server, backend)| {
-            let mut channels: Vec<u8> = Vec::with_capacity(1);
-            let mut paths = self.actual.backends[*backend as usize].paths.to_vec();
-            paths.dedup();
-            for path in paths.iter().filter_map(|id| self.paths.get(id)) {
-                if !channels.contains(&path.channel) {
-                    channels.push(path.channel);
-                }
-            }
-            channels.into_iter().map(|channel| Source { server: *server, backend: *backend, channel })
+        self.numbers.backends.iter().flat_map(move |(server, backend)| {
+            let paths = self.actual.backends[*backend as usize].paths;
+            let channel = move |place: usize| {
+                // Slots of the same path lie beside each other.
+                let is_new = place == 0 || paths[place] != paths[place - 1];
+                let path = is_new.then(|| self.paths.get(&paths[place])).flatten()?;
+                let mut before = paths[..place].iter().filter_map(|id| self.paths.get(id));
+                before.all(|other| other.channel != path.channel).then_some(path.channel)
+            };
+            let source = move |channel| Source { server: *server, backend: *backend, channel };
+            (0..PATH_SLOTS).filter_map(channel).map(source)
         })
     }
 

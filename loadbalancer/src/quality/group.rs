@@ -433,11 +433,19 @@ impl Group {
         let nominal: f64 = self.servers.values().filter(|server| server.serving).map(usual).sum();
         let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
         let shares: Vec<f64> = self.servers.values().map(|server| share(self.effective(server, now), total)).collect();
-        let is_news = |server: &Server, now: f64| {
+        let is_changed = |server: &Server, now: f64, by: f64| {
             let measure = server.published.max(law.publish_floor * share(usual(server), nominal));
-            (now - server.published).abs() > law.publish_change * measure || (now > 0.0) != (server.published > 0.0)
+            (now - server.published).abs() > by * measure || (now > 0.0) != (server.published > 0.0)
         };
-        if !self.servers.values().zip(&shares).any(|(server, share)| is_news(server, *share)) {
+        let is_news = |server: &Server, now: f64| is_changed(server, now, law.publish_change);
+        let any = |by: f64| self.servers.values().zip(&shares).any(|(server, share)| is_changed(server, *share, by));
+        if !any(law.publish_change) {
+            return false;
+        }
+        let moved = self.servers.values().zip(&shares).map(|(server, share)| (share - server.published).abs());
+        let moved = moved.sum::<f64>() / 2.0;
+        let gain = self.published_at.map_or(f64::INFINITY, |at| moved * now.saturating_sub(at).as_secs_f64());
+        if gain < law.publish_gain && !any(law.publish_large) {
             return false;
         }
         for (server, share) in self.servers.values_mut().zip(shares) {
@@ -489,4 +497,68 @@ fn usual(server: &Server) -> f64 {
 fn seen(server: &Server, settings: &Settings) -> Option<Seen> {
     let Relative { slowness, noise, .. } = server.relative.filter(|_| !server.stale)?;
     Some(Seen { slowness, noise, failures: server.measures.failure(&settings.measure) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quality::signal::Failure;
+
+    const TICK: Duration = Duration::from_millis(250);
+
+    fn group(servers: u32) -> (Group, Duration) {
+        let mut group = Group::new(Settings::default(), Duration::ZERO);
+        let nominal = Nominal { weight: 1, high_water: None };
+        for key in 0..servers {
+            group.set_server(ServerKey(key), nominal, Entry::Known, Duration::ZERO);
+        }
+        assert!(group.step(TICK).publish, "the first ring");
+        (group, TICK)
+    }
+
+    /// Seconds until a ring is published after one server's factor became another, all else being as it was.
+    fn published_after(servers: u32, factor: f64) -> Option<f64> {
+        let (mut group, mut now) = group(servers);
+        // Long enough for no ring to be held back, and short beside what noise has to wait for.
+        now += Duration::from_secs(1);
+        assert!(!group.step(now).publish, "nothing changed");
+        let begun = now;
+        group.servers.get_mut(&ServerKey(0)).expect("it is there").factor = factor;
+        while now < begun + Duration::from_secs(600) {
+            if group.step(now).publish {
+                return Some((now - begun).as_secs_f64());
+            }
+            now += TICK;
+        }
+        None
+    }
+
+    #[test]
+    fn a_small_change_of_one_server_is_published_the_later_the_more_servers_there_are() {
+        let cases = [
+            ("of four", 4, 0.93, 0.0..=0.5),
+            ("of a hundred", 100, 0.93, 10.0..=60.0),
+            ("of a thousand", 1_000, 0.93, 60.0..=300.0),
+            ("much slower", 1_000, 0.7, 0.0..=0.0),
+            ("faster", 1_000, 1.3, 0.0..=0.0),
+        ];
+        for (name, servers, factor, wanted) in cases {
+            let after = published_after(servers, factor);
+            assert!(after.is_some_and(|after| wanted.contains(&after)), "{name}: {after:?}");
+        }
+        assert_eq!(published_after(1_000, 0.97), None, "less than is worth a look");
+    }
+
+    #[test]
+    fn an_ejected_server_of_a_thousand_is_published_at_once() {
+        let (mut group, now) = group(1_000);
+        let now = now + Duration::from_secs(1);
+        for _ in 0..5 {
+            let target = ServerKey(7).into();
+            group.sample(&Sample { target, kind: Kind::Check, result: Err(Failure::Error) }, now);
+        }
+        let step = group.step(now);
+        assert!(step.publish, "{:?}", step.events);
+        assert!(matches!(step.events[..], [Event::Ejected { server: ServerKey(7), .. }]), "{:?}", step.events);
+    }
 }
