@@ -34,7 +34,8 @@ pub struct Settings {
     pub sure: f64,
     /// Silence after which a server's weight is frozen.
     pub stale_after: Duration,
-    /// While clients were answered not longer ago than this, checks that time out do not say that the server is dead.
+    /// While clients were answered not longer ago than this, and slowly, probes that time out do not say that the server
+    /// is dead.
     pub answered_within: Duration,
 }
 
@@ -146,11 +147,15 @@ impl Measures {
         last.is_none_or(|last| now.saturating_sub(last) > settings.stale_after)
     }
 
-    /// Whether a failure says something about the server: a check that is lost while clients are answered is but late.
+    /// Whether a failure says something about the server: the answer to a probe may be but late, where clients are answered
+    /// so slowly. Where a tenth of the answers takes a quarter of the time-out, some take all of it: of an exponential
+    /// distribution one in 10,000.
     pub fn is_telling(&self, sample: &Sample, now: Duration, settings: &Settings) -> bool {
+        let Err(Failure::Late(waited)) = sample.result else { return true };
         let answered = self.answered.is_some_and(|at| now.saturating_sub(at) <= settings.answered_within);
-        let is_lost = matches!(sample.result, Err(Failure::Loss | Failure::Late(_)));
-        !(answered && sample.kind.is_probe() && is_lost)
+        let answers = self.windows().filter(|(kind, _)| *kind == Kind::Response || *kind == sample.kind);
+        let slow = answers.filter_map(|(_, window)| window.answered_in(0.9)).any(|latency| latency * 4 > waited);
+        !(answered && slow && sample.kind.is_probe())
     }
 
     /// Largest share of failures among the kinds of signals that have enough samples.
@@ -450,17 +455,22 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_is_lost_while_clients_are_answered_says_nothing() {
+    fn a_probe_that_times_out_while_clients_are_answered_slowly_says_nothing() {
         let settings = Settings::default();
         let sample = |kind, result| Sample { target: ServerKey(0).into(), kind, result };
-        let lost = sample(Kind::Check, Err(Failure::Late(Duration::from_millis(300))));
+        let late = sample(Kind::Check, Err(Failure::Late(Duration::from_millis(300))));
         let refused = sample(Kind::Check, Err(Failure::Error));
-        let mut measures = Measures::default();
-        assert!(measures.is_telling(&lost, Duration::from_secs(1), &settings), "no clients");
-        measures.sample(&sample(Kind::Response, Ok(Duration::from_millis(1))), Duration::from_secs(1));
-        assert!(!measures.is_telling(&lost, Duration::from_secs(2), &settings));
-        assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
-        assert!(measures.is_telling(&lost, Duration::from_secs(4), &settings), "clients are answered no more");
+        for (latency_ms, told) in [(10, true), (200, false)] {
+            let mut measures = Measures::default();
+            assert!(measures.is_telling(&late, Duration::from_secs(1), &settings), "no clients");
+            for _ in 0..20 {
+                let answer = sample(Kind::Response, Ok(Duration::from_millis(latency_ms)));
+                measures.sample(&answer, Duration::from_secs(1));
+            }
+            assert_eq!(measures.is_telling(&late, Duration::from_secs(2), &settings), told, "{latency_ms} ms");
+            assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
+            assert!(measures.is_telling(&late, Duration::from_secs(4), &settings), "clients are answered no more");
+        }
     }
 
     #[test]

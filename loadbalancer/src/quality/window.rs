@@ -120,11 +120,20 @@ impl Window {
 
     /// Latency that a share of the samples stays below, within a bucket's factor of 2; None without samples.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let mut below = self.latencies() * share;
-        if below > self.count && self.late > 0.0 {
+        if self.latencies() * share > self.count && self.late > 0.0 {
             // No answer took longer than what was waited for.
             return Some(Duration::from_nanos((self.waited_ns / self.late) as u64));
         }
+        self.below(self.latencies() * share)
+    }
+
+    /// The same of the answers alone, without those that were waited for in vain.
+    pub fn answered_in(&self, share: f64) -> Option<Duration> {
+        self.below(self.count * share)
+    }
+
+    /// Latency that so many answers stay below.
+    fn below(&self, mut below: f64) -> Option<Duration> {
         for (index, count) in self.buckets.iter().enumerate() {
             if *count > 0.0 && below <= *count {
                 return Some(Duration::from_nanos((index as f64 + below / count).exp2() as u64));
