@@ -1,5 +1,6 @@
 //! The one task that owns the gateway's state.
 
+mod adopt;
 mod attach;
 mod flows;
 mod lease;
@@ -175,7 +176,8 @@ impl Controller {
         self.settings = settings.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
-        let entry = if self.next_key == 0 { Entry::Known } else { Entry::New };
+        let (entry, found) =
+            if self.next_key == 0 { (Entry::Known, self.found_weights()) } else { (Entry::New, HashMap::new()) };
         for service in &self.config.services {
             for server in &service.servers {
                 let id = desire::server_id(service, server);
@@ -190,14 +192,18 @@ impl Controller {
                         standing: Standing {
                             health: None,
                             drained: kernel.is_some_and(|backend| backend.has(Backend::DRAINED)),
-                            set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
+                            set_weight: kernel.and_then(adopt::set_weight),
                             ..Standing::default()
                         },
                         health: None,
                         word: LastWord::default(),
                         channels: Vec::new(),
                         held: false,
-                        entry: if kernel.is_some() { Entry::Known } else { entry },
+                        entry: match found.get(&id) {
+                            Some(found) => *found,
+                            None if kernel.is_some() => Entry::Known,
+                            None => entry,
+                        },
                         suspect_since: None,
                     }
                 });
@@ -436,6 +442,10 @@ impl Controller {
         let step = self.quality.step(&present, &self.settings, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
+            if matches!(state.entry, Entry::Adopted(_)) && state.standing.given.is_some() {
+                // It is taken over; what was before says nothing if it changes its tier.
+                state.entry = Entry::Known;
+            }
         }
         for event in &step.events {
             self.tell_event(event);

@@ -163,7 +163,10 @@ impl Quality {
             {
                 group.remove_server(server.key);
             }
-            let group = self.groups.entry(key).or_insert_with(|| Group::new(Settings::default(), now));
+            let group = self
+                .groups
+                .entry(key)
+                .or_insert_with(|| Group::new(settings.get(&server.id.service).cloned().unwrap_or_default(), now));
             group.set_server(server.key, server.nominal, server.entry, now);
             group.set_up(server.key, server.up);
             group.set_active(server.key, server.active);

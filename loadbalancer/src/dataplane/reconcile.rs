@@ -13,7 +13,7 @@ use loadbalancer_common::backend::{Backend, BackendCounters, PATH_SLOTS};
 use loadbalancer_common::net::{AnyAddr, Be16, protocol};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS as OUTCOME_SLOTS};
 use loadbalancer_common::path::Path;
-use loadbalancer_common::ring::{RingBlock, RingRef};
+use loadbalancer_common::ring::{RingBlock, RingRef, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
 
@@ -142,6 +142,19 @@ impl Reconciler {
     pub fn channels_of(&self, backend: u16) -> [Option<u8>; PATH_SLOTS] {
         let paths = self.actual.backends.get(usize::from(backend)).map_or([0; PATH_SLOTS], |backend| backend.paths);
         paths.map(|id| self.paths.get(&id).map(|path| path.channel))
+    }
+
+    /// How many slots each backend has in the ring of a tier.
+    pub fn slots_of(&self, service: u16, tier: u8) -> HashMap<u16, u32> {
+        let mut slots = HashMap::new();
+        let tiers = self.actual.services.get(usize::from(service)).map(|service| service.tiers);
+        let ring = RingRef(tiers.map_or(0, |tiers| tiers[usize::from(tier) % MAX_TIERS]));
+        if ring.members() != 0 {
+            let words = self.region(ring.block() / self.kernel.sizes.ring_blocks());
+            let numbers = words.flat_map(|word| bytemuck::cast::<u64, [u16; 4]>(word)).take(SLOTS as usize);
+            numbers.for_each(|number| *slots.entry(number).or_default() += 1);
+        }
+        slots
     }
 
     /// A path as the kernel has it.

@@ -81,6 +81,8 @@ pub enum Cause {
     InARow(Kind),
     /// Failed more often than its peers.
     MoreThanPeers(Kind),
+    /// As it was when this controller began.
+    Before,
 }
 
 /// What is known of one server.
@@ -99,6 +101,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InARow(kind) => write!(f, "{} failed several times in a row", kind.samples()),
+            Self::Before => f.write_str("by an earlier controller"),
             Self::MoreThanPeers(kind) => write!(f, "{} fail more often than those of its peers", kind.samples()),
         }
     }

@@ -12,7 +12,7 @@ use super::window::Window;
 use super::{Settings, start};
 
 /// Units of a weight per unit of a configured one.
-const SCALE: f64 = 1000.0;
+pub(super) const SCALE: f64 = 1000.0;
 
 /// A server as the configuration has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,24 @@ pub struct Nominal {
 }
 
 /// How a server comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Entry {
     /// It begins with slow start.
     New,
     /// It served already, or all begin together.
     Known,
+    /// It is as an earlier controller has left it.
+    Adopted(Adopted),
+}
+
+/// What an earlier controller made of a server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adopted {
+    pub factor: f64,
+    /// It was in its slow start, which begins anew.
+    pub starting: bool,
+    /// Since when is not known, so it is as if it were now.
+    pub ejected: bool,
 }
 
 /// What the packet path should do with a server.
@@ -150,21 +162,33 @@ impl Group {
             }
             return;
         }
+        let plain = |starting| Adopted { factor: 1.0, starting, ejected: false };
+        let adopted = match entry {
+            Entry::New => plain(true),
+            Entry::Known => plain(false),
+            Entry::Adopted(adopted) if self.settings.measured => adopted,
+            Entry::Adopted(adopted) => plain(adopted.starting),
+        };
+        let mut record = eject::Record::default();
+        if adopted.ejected {
+            record.eject(Cause::Before, now, &self.settings.eject);
+        }
+        let law = &self.settings.law;
         let server = Server {
             nominal,
             up: true,
             word: Word::default(),
             active: 0,
             measures: Measures::default(),
-            record: eject::Record::default(),
-            factor: 1.0,
+            record,
+            factor: adopted.factor.clamp(law.floor, law.ceiling),
             correcting: false,
             lasting: 0.0,
             relative: None,
             serving: true,
             cold: false,
             stale: true,
-            since: (entry == Entry::New).then_some(now),
+            since: adopted.starting.then_some(now),
             published: 0.0,
             reason: Reason::Configured,
             last_change: None,
@@ -547,6 +571,44 @@ mod tests {
             assert!(after.is_some_and(|after| wanted.contains(&after)), "{name}: {after:?}");
         }
         assert_eq!(published_after(1_000, 0.97), None, "less than is worth a look");
+    }
+
+    #[test]
+    fn a_server_goes_on_with_what_an_earlier_controller_made_of_it() {
+        let mut group = Group::new(Settings::default(), Duration::ZERO);
+        let nominal = Nominal { weight: 1, high_water: None };
+        let as_before = Adopted { factor: 1.0, starting: false, ejected: false };
+        for (key, adopted) in [
+            Adopted { factor: 0.05, ..as_before },
+            Adopted { factor: 1.95, ..as_before },
+            as_before,
+            Adopted { ejected: true, ..as_before },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            group.set_server(ServerKey(key as u32), nominal, Entry::Adopted(adopted), Duration::ZERO);
+        }
+        let mut now = Duration::ZERO;
+        let mut weights = |seconds| {
+            let mut step = Step::default();
+            let end = now + Duration::from_secs(seconds);
+            while now < end {
+                now += TICK;
+                step = group.step(now);
+            }
+            step.servers.iter().map(|server| server.weight).collect::<Vec<u32>>()
+        };
+        assert_eq!(weights(1), [50, 1_950, 1_000, 0]);
+        assert_eq!(weights(28), [50, 1_950, 1_000, 0], "with nothing measured, nothing moves");
+        assert!((100..200).contains(&weights(2)[3]), "the ejection is over, and slow start begins");
+        let configured = Settings { measured: false, ..Settings::default() };
+        let mut group = Group::new(configured, Duration::ZERO);
+        for (key, ejected) in [(0, false), (1, true)] {
+            let adopted = Adopted { factor: 0.05, ejected, ..as_before };
+            group.set_server(ServerKey(key), nominal, Entry::Adopted(adopted), Duration::ZERO);
+        }
+        assert!(group.step(TICK).servers.iter().all(|server| server.weight == 1_000), "weights are as configured");
     }
 
     #[test]
