@@ -151,7 +151,7 @@ impl Reconciler {
         let ring = RingRef(tiers.map_or(0, |tiers| tiers[usize::from(tier) % MAX_TIERS]));
         if ring.members() != 0 {
             let words = self.region(ring.block() / self.kernel.sizes.ring_blocks());
-            let numbers = words.flat_map(|word| bytemuck::cast::<u64, [u16; 4]>(word)).take(SLOTS as usize);
+            let numbers = words.flat_map(bytemuck::cast::<u64, [u16; 4]>).take(SLOTS as usize);
             numbers.for_each(|number| *slots.entry(number).or_default() += 1);
         }
         slots

@@ -51,7 +51,10 @@ mod tests {
         Found { nominal, load, slots, accepts: true, ejected: false }
     }
 
-    fn factors(servers: &[Found]) -> Vec<(f64, bool)> {
+    /// Factor, and whether slow start begins anew.
+    type Wanted = (f64, bool);
+
+    fn factors(servers: &[Found]) -> Vec<Wanted> {
         let factor = |entry| match entry {
             Entry::Adopted(it) => ((it.factor * 1_000.0).round() / 1_000.0, it.starting),
             other => panic!("{other:?}"),
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_share_is_the_factor_that_gives_it() {
-        let cases: [(&str, &[Found], &[(f64, bool)]); 4] = [
+        let cases: [(&str, &[Found], &[Wanted]); 4] = [
             ("as configured", &[found(1, 1_000, 100), found(3, 3_000, 300)], &[(1.0, false), (1.0, false)]),
             ("one is slow", &[found(1, 1_000, 50), found(1, 1_000, 150)], &[(0.5, false), (1.5, false)]),
             ("one starts", &[found(1, 500, 50), found(1, 1_000, 100)], &[(1.0, true), (1.0, false)]),
