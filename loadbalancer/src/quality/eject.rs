@@ -19,9 +19,10 @@
 //! kept in what is tolerated: p0 = `floor` + `slack` * median + 1.9 * deviation of the servers' failure rates.
 //!
 //! How soon: failures of 5 % where peers have none are found after about 160 requests, of 20 % after about 20; errors from
-//! each check after 4 checks. 5 % of packets lost in both directions fail 18 % of HTTP checks (SYN, SYN-ACK, request and
-//! response): with 10 a second, and 3 watched requests, half of the servers are found in 1.8 s and 86 % in 3 s; nobody can
-//! tell by fewer samples.
+//! each check after 4 checks. 5 % of packets lost towards a server fail 10 % of HTTP checks (SYN and request), lost in both
+//! directions 18 %. With 10 checks a second and 3 watched requests, half of the servers are found in 3.6 s and 1.8 s, and
+//! 39 % and 86 % within 3 s. Nobody can tell by much fewer: 39 exchanges of which 10 % fail are worth 8.1 on average, by
+//! the best of all tests (Kullback and Leibler: 0.1 ln(0.1 / 0.005) + 0.9 ln(0.9 / 0.995) each), and 55 reach the evidence.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,7 +45,9 @@ pub struct Settings {
     pub deviations: f64,
     /// Rate above what is tolerated that the test is tuned for.
     pub excess: f64,
-    /// Evidence at which a server is ejected: natural logarithm of the odds. 5 failures in a row give as much.
+    /// Evidence at which a server is ejected: natural logarithm of the odds. 5 failures in a row give as much. With 10,
+    /// servers that lose 5 % are found a fifth sooner, and one in 250 that fails half as often as is tolerated is ejected
+    /// within ten minutes; so is now and then one of several that all lose 1 %.
     pub evidence: f64,
     /// The first ejection lasts as long, the n-th n times (Envoy: `base_ejection_time`, 30 s).
     pub base: Duration,

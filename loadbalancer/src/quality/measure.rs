@@ -148,13 +148,13 @@ impl Measures {
     }
 
     /// Whether a failure says something about the server: the answer to a probe may be but late, where clients are answered
-    /// so slowly. Where a tenth of the answers takes a quarter of the time-out, some take all of it: of an exponential
-    /// distribution one in 10,000.
+    /// so slowly. Where a tenth of the answers takes half of the time-out, one in a hundred takes all of it, if they are as
+    /// different as in an exponential distribution.
     pub fn is_telling(&self, sample: &Sample, now: Duration, settings: &Settings) -> bool {
         let Err(Failure::Late(waited)) = sample.result else { return true };
         let answered = self.answered.is_some_and(|at| now.saturating_sub(at) <= settings.answered_within);
         let answers = self.windows().filter(|(kind, _)| *kind == Kind::Response || *kind == sample.kind);
-        let slow = answers.filter_map(|(_, window)| window.answered_in(0.9)).any(|latency| latency * 4 > waited);
+        let slow = answers.filter_map(|(_, window)| window.answered_in(0.9)).any(|latency| latency * 2 > waited);
         !(answered && slow && sample.kind.is_probe())
     }
 
