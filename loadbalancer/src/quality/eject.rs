@@ -6,7 +6,7 @@
 //! - So many failures in a row.
 //! - Evidence for a higher failure rate than that of the peers: Page's cumulative sum test ("Continuous inspection
 //!   schemes", Biometrika 1954). Each failure adds ln(p1/p0), each success ln((1-p1)/(1-p0)), never below zero; p0 is what
-//!   is tolerated, p1 = p0 + `excess`. A second sum is tuned for [`STEEP`] times that excess, which it finds in half of the
+//!   is tolerated, p1 = p0 + `excess`. A second sum is tuned for `STEEP` times that excess, which it finds in half of the
 //!   time; the larger one counts.
 //!
 //! What probes show and what the traffic shows is added up: both are evidence for itself, as both sums are never below zero
@@ -116,7 +116,7 @@ struct Trial {
     /// Since the last step.
     good: u64,
     bad: u64,
-    /// For a rate that exceeds what is tolerated by the excess, and by [`STEEP`] times as much.
+    /// For a rate that exceeds what is tolerated by the excess, and by `STEEP` times as much.
     evidence: [f64; 2],
 }
 
