@@ -58,7 +58,7 @@ fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport
         percent(it.published_share),
         format!("{:.2}", it.factor),
         it.badness.map_or_else(none, |badness| format!("{badness:.2}")),
-        it.signal.map_or_else(none, |kind| kind.label().to_owned()),
+        it.signal.map_or_else(none, |kind| kind.to_string()),
         of_signal(|signal| signal.mean_s),
         of_signal(|signal| signal.p90_s),
         worst(|signal| signal.loss),

@@ -131,6 +131,8 @@ fn law(section: Section<'_, '_>, it: &mut law::Settings) {
             ("ceiling", &mut it.ceiling, 1.0, 1e3),
             ("publish_change", &mut it.publish_change, 0.0, 1.0),
             ("publish_floor", &mut it.publish_floor, 0.0, 1.0),
+            ("publish_large", &mut it.publish_large, 0.0, 1.0),
+            ("publish_gain", &mut it.publish_gain, 0.0, 1e3),
         ],
     );
     section.finish();

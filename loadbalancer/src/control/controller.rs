@@ -1,5 +1,6 @@
 //! The one task that owns the gateway's state.
 
+mod adopt;
 mod attach;
 mod flows;
 mod lease;
@@ -32,7 +33,7 @@ use crate::network::hop::Way;
 use crate::quality::Settings as QualitySettings;
 use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::group::{Entry, Event, Nominal};
-use crate::quality::signal::{ChannelKey, ServerKey};
+use crate::quality::signal::{ChannelKey, Kind, ServerKey};
 
 pub(crate) use report::{add_outcomes, now_ms};
 
@@ -86,6 +87,10 @@ pub struct Controller {
     config_path: PathBuf,
     reconciler: Reconciler,
     seed: u64,
+    /// Who the servers of the configuration are, in its order; to tell that takes hashing texts.
+    ids: Vec<Vec<ServerId>>,
+    /// Constants of each service in the kernel.
+    settings: HashMap<u64, QualitySettings>,
     servers: HashMap<ServerId, ServerState>,
     keys: HashMap<u32, ServerId>,
     next_key: u32,
@@ -126,6 +131,8 @@ impl Controller {
             config_path,
             reconciler,
             seed,
+            ids: Vec::new(),
+            settings: HashMap::new(),
             servers: HashMap::new(),
             keys: HashMap::new(),
             next_key: 0,
@@ -160,9 +167,17 @@ impl Controller {
 
     /// Brings servers, checks and targets to the configuration.
     fn follow_config(&mut self) {
+        let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
+        self.ids = self.config.services.iter().map(of_service).collect();
+        let settings = self.config.services.iter().flat_map(|service| {
+            let identity = |part| desire::service_identity(service, part);
+            desire::parts(service).into_iter().map(move |part| (identity(part), quality_settings(service)))
+        });
+        self.settings = settings.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
-        let entry = if self.next_key == 0 { Entry::Known } else { Entry::New };
+        let (entry, found) =
+            if self.next_key == 0 { (Entry::Known, self.found_weights()) } else { (Entry::New, HashMap::new()) };
         for service in &self.config.services {
             for server in &service.servers {
                 let id = desire::server_id(service, server);
@@ -177,14 +192,18 @@ impl Controller {
                         standing: Standing {
                             health: None,
                             drained: kernel.is_some_and(|backend| backend.has(Backend::DRAINED)),
-                            set_weight: kernel.and_then(|backend| backend.set_weight.checked_sub(1)).map(|w| w as u16),
+                            set_weight: kernel.and_then(adopt::set_weight),
                             ..Standing::default()
                         },
                         health: None,
                         word: LastWord::default(),
                         channels: Vec::new(),
                         held: false,
-                        entry: if kernel.is_some() { Entry::Known } else { entry },
+                        entry: match found.get(&id) {
+                            Some(found) => *found,
+                            None if kernel.is_some() => Entry::Known,
+                            None => entry,
+                        },
                         suspect_since: None,
                     }
                 });
@@ -396,16 +415,10 @@ impl Controller {
     }
 
     fn step_quality(&mut self) -> bool {
-        let mut settings = HashMap::new();
-        for service in &self.config.services {
-            for part in desire::parts(service) {
-                settings.insert(desire::service_identity(service, part), quality_settings(service));
-            }
-        }
         let mut present = Vec::with_capacity(self.servers.len());
-        for service in &self.config.services {
-            for server in &service.servers {
-                let id = desire::server_id(service, server);
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
+            for (server, id) in service.servers.iter().zip(ids) {
+                let id = *id;
                 let Some(state) = self.servers.get(&id) else { continue };
                 let standing = &state.standing;
                 let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
@@ -426,9 +439,13 @@ impl Controller {
                 });
             }
         }
-        let step = self.quality.step(&present, &settings, Instant::now());
+        let step = self.quality.step(&present, &self.settings, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
+            if matches!(state.entry, Entry::Adopted(_)) && state.standing.given.is_some() {
+                // It is taken over; what was before says nothing if it changes its tier.
+                state.entry = Entry::Known;
+            }
         }
         for event in &step.events {
             self.tell_event(event);
@@ -528,11 +545,11 @@ impl Controller {
                 false
             }
             Part::Check => {
-                self.measure(&report);
+                self.measure(Kind::Check, &report);
                 self.on_check(id, report)
             }
-            Part::Monitor(_) => {
-                self.measure(&report);
+            Part::Monitor(position) => {
+                self.measure(Kind::Monitor(position), &report);
                 false
             }
             Part::Agent => self.on_word(id, report),
@@ -545,9 +562,9 @@ impl Controller {
         }
     }
 
-    fn measure(&mut self, report: &Report) {
+    fn measure(&mut self, kind: Kind, report: &Report) {
         let result = report.result.as_ref().map(|answer| answer.latency);
-        self.quality.sample(ServerKey(report.key.server), result, report.at);
+        self.quality.sample(ServerKey(report.key.server), kind, result, report.at);
     }
 
     fn on_check(&mut self, id: ServerId, report: Report) -> bool {
@@ -606,8 +623,8 @@ impl Controller {
     }
 
     fn name_of(&self, id: ServerId) -> Option<String> {
-        self.config.services.iter().find_map(|service| {
-            let server = service.servers.iter().find(|server| desire::server_id(service, server) == id)?;
+        self.config.services.iter().zip(&self.ids).find_map(|(service, ids)| {
+            let server = &service.servers[ids.iter().position(|candidate| *candidate == id)?];
             Some(format!("{}/{}", service.name, server.name))
         })
     }

@@ -1,6 +1,6 @@
 //! The loops from measured quality to weights of all services, and what they say of each server.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -100,17 +100,17 @@ impl Quality {
         now.saturating_duration_since(self.epoch)
     }
 
-    /// Takes a result of a probe.
-    pub fn sample(&mut self, server: ServerKey, result: Result<Duration, &ProbeError>, now: Instant) {
+    /// Takes a result of a probe: of the check or of a monitor.
+    pub fn sample(&mut self, server: ServerKey, kind: Kind, result: Result<Duration, &ProbeError>, now: Instant) {
         let result = match result {
             Ok(latency) => Ok(latency),
             Err(error) if error.is_local() => return,
-            Err(ProbeError::TimedOut { .. }) => Err(Failure::Loss),
+            Err(ProbeError::TimedOut { after, .. }) => Err(Failure::Late(*after)),
             Err(_) => Err(Failure::Error),
         };
         let now = self.since_epoch(now);
         if let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) {
-            group.sample(&Sample { target: server.into(), kind: Kind::Probe, result }, now);
+            group.sample(&Sample { target: server.into(), kind, result }, now);
         }
     }
 
@@ -155,23 +155,24 @@ impl Quality {
     }
 
     fn follow(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Duration) {
-        let mut gone: BTreeSet<ServerKey> = self.members.keys().copied().collect();
         for server in servers {
             let key = (server.id.service, server.tier);
-            gone.remove(&server.key);
             if let Some(old) = self.members.insert(server.key, key)
                 && old != key
                 && let Some(group) = self.groups.get_mut(&old)
             {
                 group.remove_server(server.key);
             }
-            let group = self.groups.entry(key).or_insert_with(|| Group::new(Settings::default(), now));
+            let group = self
+                .groups
+                .entry(key)
+                .or_insert_with(|| Group::new(settings.get(&server.id.service).cloned().unwrap_or_default(), now));
             group.set_server(server.key, server.nominal, server.entry, now);
             group.set_up(server.key, server.up);
             group.set_active(server.key, server.active);
             group.set_word(server.key, server.word);
         }
-        for server in gone {
+        for server in self.gone(servers) {
             self.given.remove(&server);
             if let Some(group) = self.members.remove(&server).and_then(|key| self.groups.get_mut(&key)) {
                 group.remove_server(server);
@@ -183,6 +184,16 @@ impl Quality {
             }
         }
         self.groups.retain(|_, group| group.servers().next().is_some());
+    }
+
+    /// Who is known, but not among these any more.
+    fn gone(&self, servers: &[Present]) -> Vec<ServerKey> {
+        // All of them are known by now.
+        if self.members.len() == servers.len() {
+            return Vec::new();
+        }
+        let present: HashSet<ServerKey> = servers.iter().map(|server| server.key).collect();
+        self.members.keys().filter(|key| !present.contains(key)).copied().collect()
     }
 
     pub fn given(&self, server: ServerKey) -> Option<Given> {

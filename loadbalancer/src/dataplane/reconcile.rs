@@ -13,7 +13,7 @@ use loadbalancer_common::backend::{Backend, BackendCounters, PATH_SLOTS};
 use loadbalancer_common::net::{AnyAddr, Be16, protocol};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS as OUTCOME_SLOTS};
 use loadbalancer_common::path::Path;
-use loadbalancer_common::ring::{RingBlock, RingRef};
+use loadbalancer_common::ring::{RingBlock, RingRef, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
 
@@ -144,6 +144,19 @@ impl Reconciler {
         paths.map(|id| self.paths.get(&id).map(|path| path.channel))
     }
 
+    /// How many slots each backend has in the ring of a tier.
+    pub fn slots_of(&self, service: u16, tier: u8) -> HashMap<u16, u32> {
+        let mut slots = HashMap::new();
+        let tiers = self.actual.services.get(usize::from(service)).map(|service| service.tiers);
+        let ring = RingRef(tiers.map_or(0, |tiers| tiers[usize::from(tier) % MAX_TIERS]));
+        if ring.members() != 0 {
+            let words = self.region(ring.block() / self.kernel.sizes.ring_blocks());
+            let numbers = words.flat_map(bytemuck::cast::<u64, [u16; 4]>).take(SLOTS as usize);
+            numbers.for_each(|number| *slots.entry(number).or_default() += 1);
+        }
+        slots
+    }
+
     /// A path as the kernel has it.
     pub fn path(&self, id: u32) -> Option<&Path> {
         self.paths.get(&id)
@@ -151,16 +164,17 @@ impl Reconciler {
 
     /// Whose passive signals there may be: every server with the channels of its paths.
     pub fn sources(&self) -> impl Iterator<Item = Source> {
-        self.numbers.backends.iter().flat_map(|(server, backend)| {
-            let mut channels: Vec<u8> = Vec::with_capacity(1);
-            let mut paths = self.actual.backends[*backend as usize].paths.to_vec();
-            paths.dedup();
-            for path in paths.iter().filter_map(|id| self.paths.get(id)) {
-                if !channels.contains(&path.channel) {
-                    channels.push(path.channel);
-                }
-            }
-            channels.into_iter().map(|channel| Source { server: *server, backend: *backend, channel })
+        self.numbers.backends.iter().flat_map(move |(server, backend)| {
+            let paths = self.actual.backends[*backend as usize].paths;
+            let channel = move |place: usize| {
+                // Slots of the same path lie beside each other.
+                let is_new = place == 0 || paths[place] != paths[place - 1];
+                let path = is_new.then(|| self.paths.get(&paths[place])).flatten()?;
+                let mut before = paths[..place].iter().filter_map(|id| self.paths.get(id));
+                before.all(|other| other.channel != path.channel).then_some(path.channel)
+            };
+            let source = move |channel| Source { server: *server, backend: *backend, channel };
+            (0..PATH_SLOTS).filter_map(channel).map(source)
         })
     }
 

@@ -22,7 +22,7 @@ struct ServerLabels {
 struct SignalLabels {
     service: String,
     server: String,
-    signal: &'static str,
+    signal: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -109,7 +109,7 @@ fn of_signals(registry: &mut Registry, told: &Told) {
                     let labels = SignalLabels {
                         service: service.service.clone(),
                         server: server.name.clone(),
-                        signal: signal.kind.label(),
+                        signal: signal.kind.to_string(),
                     };
                     family.get_or_create(&labels).set(value);
                 }

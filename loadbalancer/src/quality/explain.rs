@@ -64,17 +64,15 @@ pub struct SignalReport {
 }
 
 impl SignalReport {
-    /// None if nothing ever came.
-    pub(super) fn new(kind: Kind, window: &Window) -> Option<Self> {
-        window.last()?;
-        Some(Self {
+    pub(super) fn new(kind: Kind, window: &Window) -> Self {
+        Self {
             kind,
             samples: window.count(),
             mean_s: window.mean_ns().map(|ns| ns / 1e9),
             p90_s: window.quantile(0.9).as_ref().map(Duration::as_secs_f64),
             loss: window.loss(),
             errors: window.error(),
-        })
+        }
     }
 }
 

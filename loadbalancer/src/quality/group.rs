@@ -12,7 +12,7 @@ use super::window::Window;
 use super::{Settings, start};
 
 /// Units of a weight per unit of a configured one.
-const SCALE: f64 = 1000.0;
+pub(super) const SCALE: f64 = 1000.0;
 
 /// Share of failures below which a server is as it usually is: one in a hundred makes its burden a tenth larger, which the
 /// deadband tolerates.
@@ -27,12 +27,24 @@ pub struct Nominal {
 }
 
 /// How a server comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Entry {
     /// It begins with slow start.
     New,
     /// It served already, or all begin together.
     Known,
+    /// It is as an earlier controller has left it.
+    Adopted(Adopted),
+}
+
+/// What an earlier controller made of a server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adopted {
+    pub factor: f64,
+    /// It was in its slow start, which begins anew.
+    pub starting: bool,
+    /// Since when is not known, so it is as if it were now.
+    pub ejected: bool,
 }
 
 /// What the packet path should do with a server.
@@ -156,22 +168,34 @@ impl Group {
             }
             return;
         }
+        let plain = |starting| Adopted { factor: 1.0, starting, ejected: false };
+        let adopted = match entry {
+            Entry::New => plain(true),
+            Entry::Known => plain(false),
+            Entry::Adopted(adopted) if self.settings.measured => adopted,
+            Entry::Adopted(adopted) => plain(adopted.starting),
+        };
+        let mut record = eject::Record::default();
+        if adopted.ejected {
+            record.eject(Cause::Before, now, &self.settings.eject);
+        }
+        let law = &self.settings.law;
         let server = Server {
             nominal,
             up: true,
             word: Word::default(),
             active: 0,
             measures: Measures::default(),
-            record: eject::Record::default(),
-            factor: 1.0,
-            sound: 1.0,
+            record,
+            factor: adopted.factor.clamp(law.floor, law.ceiling),
+            sound: adopted.factor.clamp(law.floor, law.ceiling),
             correcting: false,
             lasting: 0.0,
             relative: None,
             serving: true,
             cold: false,
             stale: true,
-            since: (entry == Entry::New).then_some(now),
+            since: adopted.starting.then_some(now),
             published: 0.0,
             reason: Reason::Configured,
             last_change: None,
@@ -260,16 +284,23 @@ impl Group {
         let serving = || self.servers.values().filter(|server| server.serving);
         let merged = |kind: Kind| {
             let mut all = Window::default();
-            serving().for_each(|server| all.merge(server.measures.window(kind)));
-            all
+            serving().filter_map(|server| server.measures.window(kind)).for_each(|window| all.merge(window));
+            (kind, all)
         };
         let settings = &self.settings.measure;
-        let windows = Kind::ALL.map(merged);
-        let p90 = windows.iter().find(|window| window.count() >= settings.min_samples).and_then(|it| it.quantile(0.9));
-        let enough = windows.iter().filter(|window| window.attempts() >= settings.min_samples);
+        let kinds = measure::kinds(serving().map(|server| &server.measures));
+        let windows: Vec<(Kind, Window)> = kinds.into_iter().map(merged).collect();
+        let known = || windows.iter().filter(|(_, window)| window.latencies() >= settings.min_samples);
+        // Of several probes that which takes longest: it is nearest to what clients ask.
+        let p90 = |wanted: fn(Kind) -> bool| {
+            known().filter(|(kind, _)| wanted(*kind)).filter_map(|(_, window)| window.quantile(0.9)).max()
+        };
+        let enough = windows.iter().filter(|(_, window)| window.attempts() >= settings.min_samples);
         Level {
-            p90,
-            failures: enough.map(Window::failure).fold(0.0, f64::max),
+            p90: p90(|kind| kind == Kind::Response)
+                .or_else(|| p90(Kind::is_probe))
+                .or_else(|| p90(|kind| kind == Kind::Handshake)),
+            failures: enough.map(|(_, window)| window.failure()).fold(0.0, f64::max),
             active: serving().map(|server| u64::from(server.active)).sum(),
             weight: serving().map(|server| u64::from(server.nominal.weight)).sum(),
         }
@@ -288,7 +319,7 @@ impl Group {
 
     fn explain_server(&self, key: ServerKey, server: &Server, total: f64, now: Duration) -> ServerReport {
         let seen = seen(server, &self.settings);
-        let signals = Kind::ALL.into_iter().map(|kind| SignalReport::new(kind, server.measures.window(kind)));
+        let signals = server.measures.windows().map(|(kind, window)| SignalReport::new(kind, window));
         ServerReport {
             server: key,
             nominal_weight: server.nominal.weight,
@@ -305,7 +336,7 @@ impl Group {
             signal: server.relative.map(|relative| relative.kind),
             badness: seen.map(|seen| law::badness(&self.settings.law, &seen)),
             correcting: server.correcting,
-            signals: signals.flatten().collect(),
+            signals: signals.collect(),
             word: server.word,
             ejection: server.record.ejection().map(|ejection| EjectionReport {
                 cause: ejection.cause,
@@ -327,20 +358,28 @@ impl Group {
 
     fn eject(&mut self, now: Duration, events: &mut Vec<Event>) {
         let Settings { eject: settings, measure, .. } = &self.settings;
-        let serving: Vec<&Server> = self.servers.values().filter(|server| server.serving).collect();
-        let tolerated = Kind::ALL.map(|kind| {
-            let windows = serving.iter().map(|server| server.measures.window(kind));
+        let serving: Vec<&Measures> =
+            self.servers.values().filter(|server| server.serving).map(|server| &server.measures).collect();
+        let of_kind = |kind: Kind| {
+            let windows = serving.iter().filter_map(|server| server.window(kind));
             let rates: Vec<f64> =
                 windows.filter(|it| it.attempts() >= measure.min_samples).map(Window::failure).collect();
-            eject::tolerated(settings, &rates)
-        });
+            (kind, eject::tolerated(settings, &rates))
+        };
+        let by_kind: Vec<(Kind, f64)> = measure::kinds(serving.iter().copied()).into_iter().map(of_kind).collect();
+        let tolerated = |kind: Kind| {
+            let found = by_kind.iter().find(|(candidate, _)| *candidate == kind);
+            found.map_or_else(|| eject::tolerated(settings, &[]), |(_, tolerated)| *tolerated)
+        };
         let members = self.servers.values().filter(|server| is_member(server)).count() as f64;
         let mut healthy = 0.0;
         let mut returned = Vec::new();
         for (key, server) in &mut self.servers {
-            let checked = server.measures.window(Kind::Probe).last();
-            let checked = checked.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after);
-            if server.record.pass(now, checked, settings) {
+            let probed = |kind: Kind| {
+                let last = server.measures.window(kind).and_then(Window::last);
+                last.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after)
+            };
+            if server.record.pass(now, probed, settings) {
                 returned.push(*key);
                 server.reason = Reason::EjectionOver;
                 events.push(Event::Returned { server: *key });
@@ -447,7 +486,7 @@ impl Group {
         let total = self.total();
         let bounds = self.settings.law.floor..=self.settings.law.ceiling;
         let Some(server) = self.servers.get_mut(&key) else { return };
-        server.measures.forget_failures();
+        server.measures = Measures::default();
         if let Some(peers) = total.mean_without(server) {
             server.factor = (server.sound * peers).clamp(*bounds.start(), *bounds.end());
         }
@@ -472,11 +511,19 @@ impl Group {
         let nominal: f64 = self.servers.values().filter(|server| server.serving).map(usual).sum();
         let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
         let shares: Vec<f64> = self.servers.values().map(|server| share(self.effective(server, now), total)).collect();
-        let is_news = |server: &Server, now: f64| {
+        let is_changed = |server: &Server, now: f64, by: f64| {
             let measure = server.published.max(law.publish_floor * share(usual(server), nominal));
-            (now - server.published).abs() > law.publish_change * measure || (now > 0.0) != (server.published > 0.0)
+            (now - server.published).abs() > by * measure || (now > 0.0) != (server.published > 0.0)
         };
-        if !self.servers.values().zip(&shares).any(|(server, share)| is_news(server, *share)) {
+        let is_news = |server: &Server, now: f64| is_changed(server, now, law.publish_change);
+        let any = |by: f64| self.servers.values().zip(&shares).any(|(server, share)| is_changed(server, *share, by));
+        if !any(law.publish_change) {
+            return false;
+        }
+        let moved = self.servers.values().zip(&shares).map(|(server, share)| (share - server.published).abs());
+        let moved = moved.sum::<f64>() / 2.0;
+        let gain = self.published_at.map_or(f64::INFINITY, |at| moved * now.saturating_sub(at).as_secs_f64());
+        if gain < law.publish_gain && !any(law.publish_large) {
             return false;
         }
         for (server, share) in self.servers.values_mut().zip(shares) {
@@ -582,7 +629,7 @@ mod tests {
                     let target = ServerKey(key).into();
                     let good = good || ServerKey(key) != BAD;
                     let result = if good { Ok(Duration::from_millis(5)) } else { Err(Failure::Error) };
-                    self.group.sample(&Sample { target, kind: Kind::Probe, result }, self.now);
+                    self.group.sample(&Sample { target, kind: Kind::Check, result }, self.now);
                 }
                 events.extend(self.group.step(self.now).events);
             }
@@ -616,7 +663,7 @@ mod tests {
     fn failures_in_a_row_until_it_was_taken_down_do_not_keep_it_out_afterwards() {
         let mut bench = Bench::new();
         let events = bench.probe(5, false);
-        assert!(matches!(events[..], [Event::Ejected { cause: Cause::InARow(Kind::Probe), .. }]), "{events:?}");
+        assert!(matches!(events[..], [Event::Ejected { server: BAD, .. }]), "{events:?}");
         bench.group.set_up(BAD, false);
         bench.probe(10, false);
         bench.probe(1, true);
@@ -632,5 +679,99 @@ mod tests {
         bench.probe(4 * 31, true);
         let share = bench.group.explain(bench.now).servers[0].published_share;
         assert!((share / 0.25 - 1.0).abs() <= 0.05, "{share}");
+    }
+
+    fn group(servers: u32) -> (Group, Duration) {
+        let mut group = Group::new(Settings::default(), Duration::ZERO);
+        let nominal = Nominal { weight: 1, high_water: None };
+        for key in 0..servers {
+            group.set_server(ServerKey(key), nominal, Entry::Known, Duration::ZERO);
+        }
+        assert!(group.step(TICK).publish, "the first ring");
+        (group, TICK)
+    }
+
+    /// Seconds until a ring is published after one server's factor became another, all else being as it was.
+    fn published_after(servers: u32, factor: f64) -> Option<f64> {
+        let (mut group, mut now) = group(servers);
+        // Long enough for no ring to be held back, and short beside what noise has to wait for.
+        now += Duration::from_secs(1);
+        assert!(!group.step(now).publish, "nothing changed");
+        let begun = now;
+        group.servers.get_mut(&ServerKey(0)).expect("it is there").factor = factor;
+        while now < begun + Duration::from_secs(600) {
+            if group.step(now).publish {
+                return Some((now - begun).as_secs_f64());
+            }
+            now += TICK;
+        }
+        None
+    }
+
+    #[test]
+    fn a_small_change_of_one_server_is_published_the_later_the_more_servers_there_are() {
+        let cases = [
+            ("of four", 4, 0.93, 0.0..=0.5),
+            ("of a hundred", 100, 0.93, 10.0..=60.0),
+            ("of a thousand", 1_000, 0.93, 60.0..=300.0),
+            ("much slower", 1_000, 0.7, 0.0..=0.0),
+            ("faster", 1_000, 1.3, 0.0..=0.0),
+        ];
+        for (name, servers, factor, wanted) in cases {
+            let after = published_after(servers, factor);
+            assert!(after.is_some_and(|after| wanted.contains(&after)), "{name}: {after:?}");
+        }
+        assert_eq!(published_after(1_000, 0.97), None, "less than is worth a look");
+    }
+
+    #[test]
+    fn a_server_goes_on_with_what_an_earlier_controller_made_of_it() {
+        let mut group = Group::new(Settings::default(), Duration::ZERO);
+        let nominal = Nominal { weight: 1, high_water: None };
+        let as_before = Adopted { factor: 1.0, starting: false, ejected: false };
+        for (key, adopted) in [
+            Adopted { factor: 0.05, ..as_before },
+            Adopted { factor: 1.95, ..as_before },
+            as_before,
+            Adopted { ejected: true, ..as_before },
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            group.set_server(ServerKey(key as u32), nominal, Entry::Adopted(adopted), Duration::ZERO);
+        }
+        let mut now = Duration::ZERO;
+        let mut weights = |seconds| {
+            let mut step = Step::default();
+            let end = now + Duration::from_secs(seconds);
+            while now < end {
+                now += TICK;
+                step = group.step(now);
+            }
+            step.servers.iter().map(|server| server.weight).collect::<Vec<u32>>()
+        };
+        assert_eq!(weights(1), [50, 1_950, 1_000, 0]);
+        assert_eq!(weights(28), [50, 1_950, 1_000, 0], "with nothing measured, nothing moves");
+        assert!((100..200).contains(&weights(2)[3]), "the ejection is over, and slow start begins");
+        let configured = Settings { measured: false, ..Settings::default() };
+        let mut group = Group::new(configured, Duration::ZERO);
+        for (key, ejected) in [(0, false), (1, true)] {
+            let adopted = Adopted { factor: 0.05, ejected, ..as_before };
+            group.set_server(ServerKey(key), nominal, Entry::Adopted(adopted), Duration::ZERO);
+        }
+        assert!(group.step(TICK).servers.iter().all(|server| server.weight == 1_000), "weights are as configured");
+    }
+
+    #[test]
+    fn an_ejected_server_of_a_thousand_is_published_at_once() {
+        let (mut group, now) = group(1_000);
+        let now = now + Duration::from_secs(1);
+        for _ in 0..5 {
+            let target = ServerKey(7).into();
+            group.sample(&Sample { target, kind: Kind::Check, result: Err(Failure::Error) }, now);
+        }
+        let step = group.step(now);
+        assert!(step.publish, "{:?}", step.events);
+        assert!(matches!(step.events[..], [Event::Ejected { server: ServerKey(7), .. }]), "{:?}", step.events);
     }
 }

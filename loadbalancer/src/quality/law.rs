@@ -49,10 +49,16 @@ pub struct Settings {
     pub floor: f64,
     /// Greatest factor.
     pub ceiling: f64,
-    /// A new ring is worth it if a share changed by so much of itself ...
+    /// A new ring is looked at if a share changed by so much of itself ...
     pub publish_change: f64,
     /// ... or of so much of its nominal share, if it is smaller than that.
     pub publish_floor: f64,
+    /// It is published at once if some share changed by so much of it, as that of a server that is really slow does
+    /// within a second ...
+    pub publish_large: f64,
+    /// ... else when it gains so much: the share of all new flows that it would send elsewhere, times the seconds since
+    /// the last ring. With a few servers that is the first second; the noise of one of a thousand waits for minutes.
+    pub publish_gain: f64,
     /// Time between rings at least.
     pub publish_every: Duration,
 }
@@ -79,6 +85,8 @@ impl Default for Settings {
             ceiling: 10.0,
             publish_change: 0.05,
             publish_floor: 0.1,
+            publish_large: 0.25,
+            publish_gain: 0.01,
             publish_every: Duration::from_secs(1),
         }
     }

@@ -34,7 +34,8 @@ pub struct Settings {
     pub sure: f64,
     /// Silence after which a server's weight is frozen.
     pub stale_after: Duration,
-    /// While clients were answered not longer ago than this, checks that time out do not say that the server is dead.
+    /// While clients were answered not longer ago than this, and slowly, probes that time out do not say that the server
+    /// is dead.
     pub answered_within: Duration,
 }
 
@@ -55,10 +56,11 @@ impl Default for Settings {
     }
 }
 
-/// Signals of one server, by kind.
+/// Signals of one server.
 #[derive(Clone, Debug, Default)]
 pub struct Measures {
-    kinds: [Kept; Kind::ALL.len()],
+    /// Those of which anything ever came, in the order of their kinds.
+    signals: Vec<(Kind, Kept)>,
     /// When a client was last answered.
     answered: Option<Duration>,
 }
@@ -87,7 +89,7 @@ impl Measures {
         if sample.kind == Kind::Response && sample.result.is_ok() {
             self.answered = Some(now);
         }
-        let kept = &mut self.kinds[sample.kind as usize];
+        let kept = self.kept(sample.kind);
         kept.window.add(sample.result, now);
         kept.batch.add(sample.result, now);
     }
@@ -96,58 +98,76 @@ impl Measures {
         if counts.kind == Kind::Response && counts.latencies.count() > 0 {
             self.answered = Some(now);
         }
-        let kept = &mut self.kinds[counts.kind as usize];
+        let kept = self.kept(counts.kind);
         kept.window.add_counts(counts, now);
         kept.batch.add_counts(counts, now);
+    }
+
+    fn kept(&mut self, kind: Kind) -> &mut Kept {
+        let place = match self.signals.binary_search_by_key(&kind, |(kind, _)| *kind) {
+            Ok(place) => place,
+            Err(place) => {
+                self.signals.insert(place, (kind, Kept::default()));
+                place
+            }
+        };
+        &mut self.signals[place].1
+    }
+
+    fn find(&self, kind: Kind) -> Option<&Kept> {
+        self.signals.iter().find(|(candidate, _)| *candidate == kind).map(|(_, kept)| kept)
     }
 
     /// Lets `elapsed` pass, until `now`.
     pub fn fade(&mut self, elapsed: Duration, now: Duration, settings: &Settings) {
         let second_over = now.as_secs() != now.saturating_sub(elapsed).as_secs();
-        for kept in &mut self.kinds {
+        for (_, kept) in &mut self.signals {
             kept.fade(elapsed, settings);
-            if second_over && kept.batch.count() >= settings.batch_samples {
+            if second_over && kept.batch.latencies() >= settings.batch_samples {
                 kept.close_batch(settings);
-            } else if second_over && kept.batch.count() < 0.5 {
+            } else if second_over && kept.batch.latencies() < 0.5 {
                 // What changed in a silence says nothing of how seconds vary.
                 (kept.before, kept.batch_span_s) = (None, 0.0);
             }
         }
     }
 
-    pub fn forget_failures(&mut self) {
-        for kept in &mut self.kinds {
-            kept.window.forget_failures();
-            kept.batch.forget_failures();
-        }
+    /// None: nothing of that kind ever came.
+    pub fn window(&self, kind: Kind) -> Option<&Window> {
+        self.find(kind).map(|kept| &kept.window)
     }
 
-    pub fn window(&self, kind: Kind) -> &Window {
-        &self.kinds[kind as usize].window
+    pub fn windows(&self) -> impl Iterator<Item = (Kind, &Window)> {
+        self.signals.iter().map(|(kind, kept)| (*kind, &kept.window))
     }
 
     /// Nothing came in for a while, or ever.
     pub fn is_stale(&self, now: Duration, settings: &Settings) -> bool {
-        let last = self.kinds.iter().filter_map(|kept| kept.window.last()).max();
+        let last = self.windows().filter_map(|(_, window)| window.last()).max();
         last.is_none_or(|last| now.saturating_sub(last) > settings.stale_after)
     }
 
-    /// Whether a failure says something about the server: a check that is lost while clients are answered is but late.
+    /// Whether a failure says something about the server: the answer to a probe may be but late, where clients are answered
+    /// so slowly. Where a tenth of the answers takes half of the time-out, one in a hundred takes all of it, if they are as
+    /// different as in an exponential distribution.
     pub fn is_telling(&self, sample: &Sample, now: Duration, settings: &Settings) -> bool {
+        let Err(Failure::Late(waited)) = sample.result else { return true };
         let answered = self.answered.is_some_and(|at| now.saturating_sub(at) <= settings.answered_within);
-        !(answered && sample.kind == Kind::Probe && sample.result == Err(Failure::Loss))
+        let answers = self.windows().filter(|(kind, _)| *kind == Kind::Response || *kind == sample.kind);
+        let slow = answers.filter_map(|(_, window)| window.answered_in(0.9)).any(|latency| latency * 2 > waited);
+        !(answered && slow && sample.kind.is_probe())
     }
 
     /// Largest share of failures among the kinds of signals that have enough samples.
     pub fn failure(&self, settings: &Settings) -> f64 {
-        let enough = self.kinds.iter().filter(|kept| kept.window.attempts() >= settings.min_samples);
-        enough.map(|kept| kept.window.failure()).fold(0.0, f64::max)
+        let enough = self.windows().filter(|(_, window)| window.attempts() >= settings.min_samples);
+        enough.map(|(_, window)| window.failure()).fold(0.0, f64::max)
     }
 }
 
 impl Kept {
     fn fade(&mut self, elapsed: Duration, settings: &Settings) {
-        let few = self.window.count() < 2.0 * settings.min_samples;
+        let few = self.window.latencies() < 2.0 * settings.min_samples;
         self.window.fade(elapsed, if few { settings.long_memory } else { settings.memory });
         self.batch_span_s += elapsed.as_secs_f64();
     }
@@ -158,7 +178,7 @@ impl Kept {
         let Some(mean) = batch.mean_ns().filter(|mean| *mean > 0.0).map(f64::ln) else { return };
         let before = self.before.replace(mean);
         let Some(usual) = self.window.mean_ns().map(f64::ln) else { return };
-        let doubt = (1.0 / batch.count()).max(self.variance * settings.correlation / span_s).sqrt();
+        let doubt = (1.0 / batch.latencies()).max(self.variance * settings.correlation / span_s).sqrt();
         if (mean - usual).abs() > settings.sudden.ln() + settings.sure * doubt {
             self.window = batch;
             return;
@@ -177,7 +197,7 @@ impl Kept {
             (self.variance * settings.correlation / (2.0 * settings.memory.as_secs_f64())).sqrt()
         } else {
             // That of an exponential distribution.
-            (1.0 / self.window.count().max(1.0)).sqrt()
+            (1.0 / self.window.latencies().max(1.0)).sqrt()
         }
     }
 }
@@ -193,36 +213,91 @@ pub struct Relative {
     pub kind: Kind,
 }
 
-/// Slowness of each server; None without enough samples of a kind that another server has too.
-///
-/// The reference is the lower median: of two servers the faster one.
-pub fn relative(servers: &[&Measures], settings: &Settings) -> Vec<Option<Relative>> {
-    let mut result = vec![None; servers.len()];
-    for kind in Kind::ALL {
-        let kept = |server: &Measures| -> Option<(f64, f64)> {
-            let kept = &server.kinds[kind as usize];
-            let mean_ns = kept.window.mean_ns().filter(|mean| *mean > 0.0)?;
-            (kept.window.count() >= settings.min_samples).then(|| (mean_ns, kept.noise(settings)))
-        };
-        let means: Vec<Option<(f64, f64)>> = servers.iter().map(|server| kept(server)).collect();
-        if means.iter().flatten().count() < 2 {
-            continue;
-        }
-        let Some(reference) = lower_median(means.iter().flatten().map(|mean| mean.0)) else { continue };
-        for (result, mean) in result.iter_mut().zip(means) {
-            if let (None, Some((mean_ns, noise))) = (&result, mean) {
-                *result = Some(Relative { slowness: mean_ns / reference, noise, kind });
-            }
+impl Relative {
+    /// Logarithm of the slowness that it has at least.
+    fn surely(&self, settings: &Settings) -> f64 {
+        self.slowness.ln() - settings.sure * self.noise
+    }
+}
+
+/// Kinds of signals of which any of some servers has something, in their order.
+pub fn kinds<'a>(servers: impl IntoIterator<Item = &'a Measures>) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for (kind, _) in servers.into_iter().flat_map(|server| &server.signals) {
+        if let Err(place) = kinds.binary_search(kind) {
+            kinds.insert(place, *kind);
         }
     }
-    result
+    kinds
+}
+
+/// One kind of signal of all servers.
+struct Compared {
+    kind: Kind,
+    reference_ns: f64,
+    servers: Vec<Option<Relative>>,
+}
+
+impl Compared {
+    /// What tells most comes first: what clients wait for, then probes, and of these what takes longest: it is nearest to
+    /// what clients ask, where a connection alone tells of the network.
+    fn rank(&self) -> (u8, f64) {
+        let kind = match self.kind {
+            Kind::Response => 0,
+            Kind::Check | Kind::Monitor(_) => 1,
+            Kind::Handshake => 2,
+        };
+        (kind, -self.reference_ns)
+    }
+}
+
+/// Slowness of each server; None without enough samples of a kind that another server has too.
+///
+/// The reference is the lower median: of two servers the faster one. Kinds are never mixed: a server is compared by the
+/// best that it has in common with others. Where that is a probe, another probe of it takes its place if it shows surely
+/// that the server is slower: a fast answer to one question does not excuse a slow one to another.
+pub fn relative(servers: &[&Measures], settings: &Settings) -> Vec<Option<Relative>> {
+    let kinds = kinds(servers.iter().copied());
+    let mut all: Vec<Compared> = kinds.into_iter().filter_map(|kind| compare(kind, servers, settings)).collect();
+    all.sort_by(|one, other| {
+        let (one, other) = (one.rank(), other.rank());
+        one.0.cmp(&other.0).then(one.1.total_cmp(&other.1))
+    });
+    let of_server = |server: usize| {
+        let mut of_kinds = all.iter().filter_map(|compared| compared.servers[server]);
+        let best = of_kinds.next()?;
+        let probes = of_kinds.filter(|other| best.kind.is_probe() && other.kind.is_probe());
+        Some(probes.fold(
+            best,
+            |best, other| {
+                if other.surely(settings) > best.slowness.ln().max(0.0) { other } else { best }
+            },
+        ))
+    };
+    (0..servers.len()).map(of_server).collect()
+}
+
+/// None: fewer than two servers have enough samples.
+fn compare(kind: Kind, servers: &[&Measures], settings: &Settings) -> Option<Compared> {
+    let kept = |server: &Measures| -> Option<(f64, f64)> {
+        let kept = server.find(kind)?;
+        let mean_ns = kept.window.mean_ns().filter(|mean| *mean > 0.0)?;
+        (kept.window.latencies() >= settings.min_samples).then(|| (mean_ns, kept.noise(settings)))
+    };
+    let means: Vec<Option<(f64, f64)>> = servers.iter().map(|server| kept(server)).collect();
+    if means.iter().flatten().count() < 2 {
+        return None;
+    }
+    let reference_ns = lower_median(means.iter().flatten().map(|mean| mean.0))?;
+    let relative = |(mean_ns, noise)| Relative { slowness: mean_ns / reference_ns, noise, kind };
+    Some(Compared { kind, reference_ns, servers: means.into_iter().map(|mean| mean.map(relative)).collect() })
 }
 
 /// The middle one, the lower of two; None of none.
 pub fn lower_median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().checked_sub(1)? / 2).copied()
+    let middle = values.len().checked_sub(1)? / 2;
+    Some(*values.select_nth_unstable_by(middle, f64::total_cmp).1)
 }
 
 #[cfg(test)]
@@ -275,9 +350,65 @@ mod tests {
         assert_eq!(slowness(&[&good, &rare]), [None, None]);
         let mut probed = [good, rare];
         for (measures, ms) in probed.iter_mut().zip([5.0, 15.0]) {
-            feed(measures, Kind::Probe, 1, ms, 1, 20);
+            feed(measures, Kind::Check, 1, ms, 1, 20);
         }
         assert_eq!(slowness(&[&probed[0], &probed[1]]), [Some(1.0), Some(3.0)]);
+    }
+
+    /// A server with a check that takes a millisecond at every server, and a monitor.
+    fn probed(check_ms: f64, monitor_ms: f64) -> Measures {
+        let mut measures = Measures::default();
+        feed(&mut measures, Kind::Check, 3, check_ms, 0, 20);
+        feed(&mut measures, Kind::Monitor(0), 3, monitor_ms, 0, 20);
+        measures
+    }
+
+    #[test]
+    fn probes_are_compared_each_with_its_like() {
+        use Kind::{Check, Monitor};
+        let cases = [
+            ("equal", [(1.0, 10.0), (1.0, 10.0), (1.0, 10.0)], [(Monitor(0), 1.0); 3]),
+            (
+                "speeds, which a connection does not tell",
+                [(1.0, 5.0), (1.0, 10.0), (1.0, 20.0)],
+                [(Monitor(0), 0.5), (Monitor(0), 1.0), (Monitor(0), 2.0)],
+            ),
+            (
+                "slow to accept, fast to answer",
+                [(1.0, 10.0), (1.0, 10.0), (4.0, 8.0)],
+                [(Monitor(0), 1.0), (Monitor(0), 1.0), (Check, 4.0)],
+            ),
+            (
+                "slow in both",
+                [(1.0, 10.0), (1.0, 10.0), (2.0, 80.0)],
+                [(Monitor(0), 1.0), (Monitor(0), 1.0), (Monitor(0), 8.0)],
+            ),
+        ];
+        for (name, servers, wanted) in cases {
+            let servers = servers.map(|(check, monitor)| probed(check, monitor));
+            let found = relative(&servers.each_ref(), &Settings::default());
+            for (found, wanted) in found.into_iter().zip(wanted) {
+                let found = found.expect("there are samples");
+                assert_eq!((found.kind, (found.slowness * 100.0).round() / 100.0), wanted, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn fast_connections_do_not_hide_requests_that_time_out() {
+        let good = probed(1.0, 10.0);
+        let mut hangs = Measures::default();
+        for tick in 1..=80u32 {
+            let now = TICK * tick;
+            for (kind, result) in [
+                (Kind::Check, Ok(Duration::from_millis(1))),
+                (Kind::Monitor(0), Err(Failure::Late(Duration::from_secs(1)))),
+            ] {
+                hangs.sample(&Sample { target: ServerKey(0).into(), kind, result }, now);
+            }
+            hangs.fade(TICK, now, &Settings::default());
+        }
+        assert_eq!(slowness(&[&good, &good, &hangs]), [Some(1.0), Some(1.0), Some(100.0)]);
     }
 
     #[test]
@@ -288,7 +419,7 @@ mod tests {
                 let now = TICK * tick;
                 if tick % 4 == 0 {
                     let result = Ok(Duration::from_millis(ms));
-                    measures.sample(&Sample { target: ServerKey(0).into(), kind: Kind::Probe, result }, now);
+                    measures.sample(&Sample { target: ServerKey(0).into(), kind: Kind::Check, result }, now);
                 }
                 measures.fade(TICK, now, &Settings::default());
             }
@@ -317,24 +448,29 @@ mod tests {
         let mut silent = fed(Kind::Response, 50, 10.0);
         feed(&mut silent, Kind::Response, 0, 0.0, 20, 80);
         feed(&mut silent, Kind::Response, 50, 5.5, 80, 90);
-        for (name, measures) in [("sudden", jumped), ("silence", silent)] {
-            let noise = measures.kinds[Kind::Response as usize].noise(&settings);
+        for (name, mut measures) in [("sudden", jumped), ("silence", silent)] {
+            let noise = measures.kept(Kind::Response).noise(&settings);
             assert!(noise < 0.05, "{name}: {noise}");
         }
     }
 
     #[test]
-    fn a_check_that_is_lost_while_clients_are_answered_says_nothing() {
+    fn a_probe_that_times_out_while_clients_are_answered_slowly_says_nothing() {
         let settings = Settings::default();
         let sample = |kind, result| Sample { target: ServerKey(0).into(), kind, result };
-        let lost = sample(Kind::Probe, Err(Failure::Loss));
-        let refused = sample(Kind::Probe, Err(Failure::Error));
-        let mut measures = Measures::default();
-        assert!(measures.is_telling(&lost, Duration::from_secs(1), &settings), "no clients");
-        measures.sample(&sample(Kind::Response, Ok(Duration::from_millis(1))), Duration::from_secs(1));
-        assert!(!measures.is_telling(&lost, Duration::from_secs(2), &settings));
-        assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
-        assert!(measures.is_telling(&lost, Duration::from_secs(4), &settings), "clients are answered no more");
+        let late = sample(Kind::Check, Err(Failure::Late(Duration::from_millis(300))));
+        let refused = sample(Kind::Check, Err(Failure::Error));
+        for (latency_ms, told) in [(10, true), (200, false)] {
+            let mut measures = Measures::default();
+            assert!(measures.is_telling(&late, Duration::from_secs(1), &settings), "no clients");
+            for _ in 0..20 {
+                let answer = sample(Kind::Response, Ok(Duration::from_millis(latency_ms)));
+                measures.sample(&answer, Duration::from_secs(1));
+            }
+            assert_eq!(measures.is_telling(&late, Duration::from_secs(2), &settings), told, "{latency_ms} ms");
+            assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
+            assert!(measures.is_telling(&late, Duration::from_secs(4), &settings), "clients are answered no more");
+        }
     }
 
     #[test]
@@ -342,7 +478,7 @@ mod tests {
         let settings = Settings::default();
         let mut measures = Measures::default();
         assert!(measures.is_stale(Duration::ZERO, &settings));
-        let sample = Sample { target: ServerKey(0).into(), kind: Kind::Probe, result: Err(Failure::Loss) };
+        let sample = Sample { target: ServerKey(0).into(), kind: Kind::Check, result: Err(Failure::Loss) };
         measures.sample(&sample, Duration::from_secs(1));
         assert!(!measures.is_stale(Duration::from_secs(6), &settings), "a failure is a sign of life of the monitor");
         assert!(measures.is_stale(Duration::from_secs(7), &settings));

@@ -26,6 +26,7 @@ pub mod law;
 pub mod eject;
 pub mod start;
 pub mod group;
+pub mod adopt;
 pub mod explain;
 pub mod seconds;
 pub mod channel;

@@ -1,5 +1,6 @@
 //! What comes in: samples, counts of an interval, and the server's own word.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,35 +29,69 @@ impl From<ServerKey> for Target {
     }
 }
 
-/// Where a signal comes from, best first: the first that has enough samples gives the latency.
+/// Where a signal comes from. Each probe of a server is one by itself: a connection and a request are not to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(into = "String", try_from = "String")]
 pub enum Kind {
     /// Gap from request to response in the traffic itself: what clients wait for.
     Response,
-    /// Active checks: few, but as a client's request, and there without any traffic.
-    Probe,
+    /// The check: few samples, but there without any traffic.
+    Check,
+    /// As the check; by position in the configuration.
+    Monitor(u16),
     /// SYN to SYN-ACK in the traffic. It tells of the network and of a full accept queue, but not of a busy server,
     /// whose kernel answers for it.
     Handshake,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Response, Self::Probe, Self::Handshake];
-
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Response => "response",
-            Self::Probe => "probe",
-            Self::Handshake => "handshake",
-        }
+    /// Whether it is asked for, not seen in the traffic.
+    pub const fn is_probe(self) -> bool {
+        matches!(self, Self::Check | Self::Monitor(_))
     }
 
-    pub const fn plural(self) -> &'static str {
+    /// In the plural.
+    pub fn samples(self) -> String {
         match self {
-            Self::Response => "requests",
-            Self::Probe => "checks",
-            Self::Handshake => "handshakes",
+            Self::Response => "requests".to_owned(),
+            Self::Check => "checks".to_owned(),
+            Self::Monitor(position) => format!("probes of monitor {}", u32::from(position) + 1),
+            Self::Handshake => "handshakes".to_owned(),
+        }
+    }
+}
+
+/// As reports and metrics call it; monitors are counted from 1.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Response => f.pad("response"),
+            Self::Check => f.pad("check"),
+            Self::Monitor(position) => f.pad(&format!("monitor{}", u32::from(*position) + 1)),
+            Self::Handshake => f.pad("handshake"),
+        }
+    }
+}
+
+impl From<Kind> for String {
+    fn from(kind: Kind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl TryFrom<String> for Kind {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let monitor = || {
+            let number: u32 = text.strip_prefix("monitor")?.parse().ok()?;
+            u16::try_from(number.checked_sub(1)?).ok().map(Self::Monitor)
+        };
+        match text.as_str() {
+            "response" => Ok(Self::Response),
+            "check" => Ok(Self::Check),
+            "handshake" => Ok(Self::Handshake),
+            _ => monitor().ok_or_else(|| format!("{text} is no kind of signal")),
         }
     }
 }
@@ -65,8 +100,10 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Failure {
-    /// No answer in time, or something had to be sent again.
+    /// Something was lost.
     Loss,
+    /// No answer within this time: a loss, and a latency of as much at least.
+    Late(Duration),
     /// A refusal, a reset, or an answer that says so.
     Error,
 }
@@ -211,6 +248,23 @@ mod tests {
             let histogram = Histogram::from_counts(&counts);
             let ratio = histogram.sum() / 10.0 / ns as f64;
             assert!((0.72..=1.45).contains(&ratio), "{ns} ns: {ratio}");
+        }
+    }
+
+    #[test]
+    fn a_kind_is_read_as_it_is_told() {
+        for (kind, text) in [
+            (Kind::Response, "\"response\""),
+            (Kind::Check, "\"check\""),
+            (Kind::Monitor(0), "\"monitor1\""),
+            (Kind::Monitor(u16::MAX), "\"monitor65536\""),
+            (Kind::Handshake, "\"handshake\""),
+        ] {
+            assert_eq!(serde_json::to_string(&kind).expect("it is text"), text);
+            assert_eq!(serde_json::from_str::<Kind>(text).expect("it is known"), kind);
+        }
+        for text in ["\"probe\"", "\"monitor0\"", "\"monitor65537\"", "\"monitor\""] {
+            assert!(serde_json::from_str::<Kind>(text).is_err(), "{text}");
         }
     }
 

@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use super::signal::{BUCKETS, Counts, Failure, bucket, nanoseconds};
 
+/// Standard deviations within which time-outs are noise.
+const SURE: f64 = 2.0;
+
 /// Sums that fade with a time constant, so that the last seconds count most.
 #[derive(Clone, Debug)]
 pub struct Window {
     buckets: [f64; BUCKETS],
     sum_ns: f64,
     count: f64,
+    /// Of those that were not answered in time: how many, and how long they were waited for.
+    late: f64,
+    waited_ns: f64,
     losses: f64,
     errors: f64,
     /// When something last came in.
@@ -18,7 +24,16 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { buckets: [0.0; BUCKETS], sum_ns: 0.0, count: 0.0, losses: 0.0, errors: 0.0, last: None }
+        Self {
+            buckets: [0.0; BUCKETS],
+            sum_ns: 0.0,
+            count: 0.0,
+            late: 0.0,
+            waited_ns: 0.0,
+            losses: 0.0,
+            errors: 0.0,
+            last: None,
+        }
     }
 }
 
@@ -33,6 +48,11 @@ impl Window {
                 self.count += 1.0;
             }
             Err(Failure::Loss) => self.losses += 1.0,
+            Err(Failure::Late(waited)) => {
+                self.losses += 1.0;
+                self.late += 1.0;
+                self.waited_ns += nanoseconds(waited) as f64;
+            }
             Err(Failure::Error) => self.errors += 1.0,
         }
     }
@@ -58,13 +78,17 @@ impl Window {
         for sum in &mut self.buckets {
             *sum *= keep;
         }
-        for sum in [&mut self.sum_ns, &mut self.count, &mut self.losses, &mut self.errors] {
+        let sums = [
+            &mut self.sum_ns,
+            &mut self.count,
+            &mut self.late,
+            &mut self.waited_ns,
+            &mut self.losses,
+            &mut self.errors,
+        ];
+        for sum in sums {
             *sum *= keep;
         }
-    }
-
-    pub fn forget_failures(&mut self) {
-        (self.losses, self.errors) = (0.0, 0.0);
     }
 
     /// Successes that are left.
@@ -72,18 +96,44 @@ impl Window {
         self.count
     }
 
+    /// Latencies that are left, of those that were waited for in vain too.
+    pub fn latencies(&self) -> f64 {
+        self.count + self.late
+    }
+
     pub fn last(&self) -> Option<Duration> {
         self.last
     }
 
     /// Mean latency in nanoseconds; None without samples.
+    ///
+    /// A time-out is a latency of its length at least, and so much longer than others that a single lost packet would look
+    /// like a slow server. So of `k` among `n` only those count that are more than noise: two standard deviations of a
+    /// binomial distribution are taken off, which is nothing where all are late.
     pub fn mean_ns(&self) -> Option<f64> {
+        let late = self.late - SURE * (self.late * self.count / self.latencies()).sqrt();
+        if self.late > 0.0 && late > 0.0 {
+            return Some((self.sum_ns + late * self.waited_ns / self.late) / (self.count + late));
+        }
         (self.count > 0.0).then(|| self.sum_ns / self.count)
     }
 
     /// Latency that a share of the samples stays below, within a bucket's factor of 2; None without samples.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let mut below = self.count * share;
+        if self.latencies() * share > self.count && self.late > 0.0 {
+            // No answer took longer than what was waited for.
+            return Some(Duration::from_nanos((self.waited_ns / self.late) as u64));
+        }
+        self.below(self.latencies() * share)
+    }
+
+    /// The same of the answers alone, without those that were waited for in vain.
+    pub fn answered_in(&self, share: f64) -> Option<Duration> {
+        self.below(self.count * share)
+    }
+
+    /// Latency that so many answers stay below.
+    fn below(&self, mut below: f64) -> Option<Duration> {
         for (index, count) in self.buckets.iter().enumerate() {
             if *count > 0.0 && below <= *count {
                 return Some(Duration::from_nanos((index as f64 + below / count).exp2() as u64));
@@ -100,6 +150,8 @@ impl Window {
         }
         self.sum_ns += other.sum_ns;
         self.count += other.count;
+        self.late += other.late;
+        self.waited_ns += other.waited_ns;
         self.losses += other.losses;
         self.errors += other.errors;
         self.last = self.last.max(other.last);
@@ -161,6 +213,38 @@ mod tests {
         }
         let mean_ms = window.mean_ns().expect("there are samples") / 1e6;
         assert!((10.0..12.0).contains(&mean_ms), "{mean_ms}");
+    }
+
+    #[test]
+    fn time_outs_are_latencies_once_they_are_more_than_noise() {
+        let mean_ms = |good: u32, late: u32| {
+            let mut window = Window::default();
+            (0..good).for_each(|_| window.add(Ok(Duration::from_millis(1)), Duration::ZERO));
+            (0..late).for_each(|_| window.add(Err(Failure::Late(Duration::from_secs(1))), Duration::ZERO));
+            assert_eq!(window.attempts(), f64::from(good + late));
+            assert_eq!(window.failure(), f64::from(late) / f64::from(good + late));
+            window.mean_ns().expect("there are samples") / 1e6
+        };
+        for (good, late, from, to) in [
+            (40, 0, 1.0, 1.0),
+            (40, 1, 1.0, 1.0),
+            (40, 3, 1.0, 1.0),
+            (40, 8, 50.0, 100.0),
+            (10, 10, 300.0, 500.0),
+            (0, 5, 1e3, 1e3),
+        ] {
+            let found = mean_ms(good, late);
+            assert!((from - 1e-6..=to + 1e-6).contains(&found), "{late} beside {good}: {found} ms");
+        }
+    }
+
+    #[test]
+    fn quantiles_know_time_outs() {
+        let mut window = Window::default();
+        (0..8).for_each(|_| window.add(Ok(Duration::from_millis(1)), Duration::ZERO));
+        (0..2).for_each(|_| window.add(Err(Failure::Late(Duration::from_millis(300))), Duration::ZERO));
+        assert_eq!(window.quantile(0.9), Some(Duration::from_millis(300)));
+        assert!(window.quantile(0.5) < Some(Duration::from_millis(3)));
     }
 
     #[test]

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use loadbalancer::control::quality::Report;
 use loadbalancer::control::standby::Report as StandbyReport;
+use loadbalancer::quality::eject::Cause;
 use loadbalancer::quality::explain::{Reason, ServerReport};
+use loadbalancer::quality::signal::Kind;
 use loadbalancer::quality::standby::explain::Phase;
 use loadbalancer_tests::support::agent::Agent;
 use loadbalancer_tests::support::events::wait_until;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
 use loadbalancer_tests::support::server::{AGENT_PORT, Behaviour};
+use nix::sys::signal::Signal;
 
 use super::world::{SOON, Setup, World};
 
@@ -47,6 +50,43 @@ fn a_slow_server_loses_its_share_says_why_and_gets_it_back() {
     assert!(table.contains("x the middle's latency"), "{table}");
     slow.set_behaviour(Behaviour::default());
     wait_report(&world, "server2", "gets its share back", Duration::from_secs(60), |it| it.published_share > 0.1);
+}
+
+/// A check that only connects, and a monitor that waits for answers.
+const TCP_AND_HTTP: &str = "check = { type = \"tcp\", interval = \"100ms\", timeout = \"300ms\", port = 80 }\n\
+                            monitors = [{ type = \"http\", interval = \"100ms\", timeout = \"1s\", port = 80 }]\n";
+
+#[test]
+fn a_new_controller_goes_on_with_the_weights_that_it_finds() {
+    let mut world = Setup::new("nat").with(|setup| setup.keys += TCP_AND_HTTP).up();
+    let vip = vip4(1).into();
+    wait_report(&world, "server2", "is known", SOON, |it| it.badness.is_some());
+    world.servers[1].set_behaviour(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() });
+    wait_report(&world, "server2", "has lost its share", Duration::from_secs(20), |it| it.published_share < 0.05);
+    world.servers[2].set_behaviour(Behaviour { status: 500, ..Behaviour::default() });
+    wait_report(&world, "server3", "is ejected", SOON, |it| it.ejection.is_some());
+    let load = world.load(vip, |load| load.max_time = Duration::from_secs(60));
+    assert_eq!(world.gateway.stop(Signal::SIGKILL), None, "killed by a signal");
+    world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+    let slow = report(&world, "server2");
+    assert!(slow.published_share < 0.08, "{}", world.gateway.ask(&["quality"]));
+    let ejection = report(&world, "server3").ejection;
+    assert_eq!(ejection.map(|it| it.cause), Some(Cause::Before), "{}", world.gateway.ask(&["quality"]));
+    wait_report(&world, "server2", "is known again", SOON, |it| it.badness.is_some());
+    assert!(report(&world, "server2").published_share < 0.08, "{}", world.gateway.ask(&["quality"]));
+    let load = load.stop();
+    world.assert_clean(&load);
+    assert!(load.share("server2") < 0.1 && !load.by_server.contains_key("server3"), "{:?}", load.by_server);
+}
+
+#[test]
+fn a_fast_check_does_not_hide_a_slow_monitor() {
+    let world = Setup::new("nat").with(|setup| setup.keys += TCP_AND_HTTP).up();
+    wait_report(&world, "server2", "is known", SOON, |it| it.signal == Some(Kind::Monitor(0)));
+    world.servers[1].set_behaviour(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() });
+    wait_report(&world, "server2", "has lost its share", Duration::from_secs(20), |it| it.published_share < 0.05);
+    let table = world.gateway.ask(&["quality"]);
+    assert!(table.lines().any(|line| line.contains("server2") && line.contains("monitor1")), "{table}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use loadbalancer_common::backend::Backend;
 
-use super::super::desire::{self, ServerId};
+use super::super::desire::ServerId;
 use super::super::hot::{self, Load};
 use super::{Controller, ServerState, TICK};
 use crate::dataplane::census::{self, Census};
@@ -79,10 +79,9 @@ impl Controller {
 
     pub(super) fn mark_hot(&mut self) -> Result<(), ReconcileError> {
         let mut marks = Vec::new();
-        for service in &self.config.services {
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
             let mut tiers: HashMap<(u64, u8), Vec<(u16, Load)>> = HashMap::new();
-            for server in &service.servers {
-                let id = desire::server_id(service, server);
+            for (server, id) in service.servers.iter().zip(ids) {
                 let Some(number) = self.reconciler.numbers.backends.get(&(id.service, id.backend)) else {
                     continue;
                 };

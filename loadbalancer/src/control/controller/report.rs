@@ -84,10 +84,12 @@ impl Controller {
         let now = Instant::now();
         let reports: HashMap<quality::GroupKey, GroupReport> = self.quality.explain(now).collect();
         let mut services = Vec::new();
-        for service in &self.config.services {
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
+            let names: HashMap<ServerId, &String> =
+                ids.iter().copied().zip(service.servers.iter().map(|server| &server.name)).collect();
             let mut keys: Vec<quality::GroupKey> = Vec::new();
-            for server in &service.servers {
-                let key = (desire::server_id(service, server).service, server.tier);
+            for (server, id) in service.servers.iter().zip(ids) {
+                let key = (id.service, server.tier);
                 if !keys.contains(&key) {
                     keys.push(key);
                 }
@@ -96,9 +98,7 @@ impl Controller {
             for key in keys {
                 let Some(report) = reports.get(&key) else { continue };
                 let servers = report.servers.iter().filter_map(|server| {
-                    let id = self.keys.get(&server.server.0)?;
-                    let of_id = |server: &&crate::config::Server| desire::server_id(service, server) == *id;
-                    let name = service.servers.iter().find(of_id)?.name.clone();
+                    let name = names.get(self.keys.get(&server.server.0)?)?.to_string();
                     Some(quality::NamedServer { name, report: server.clone() })
                 });
                 services.push(quality::ServiceReport {

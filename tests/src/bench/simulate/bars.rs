@@ -57,6 +57,12 @@ pub fn measure(rounds: u64) -> Vec<Figure> {
         figures
             .push(Figure::new(format!("{name}: weight off from its mean"), "%", deviation).with_bar(Bar::AtMost(10.0)));
         figures.push(Figure::new(format!("{name}: rings"), "a minute", rings).with_bar(Bar::AtMost(1.0)));
+        figures.push(falsely_ejected(&name, &rows[1]));
+    }
+    let lossy = scenario::all_lossy(0.7, 0.01);
+    for (name, passive) in [("all lose 1 %", lossy.passive), ("all lose 1 %, checks alone", Passive::Absent)] {
+        let rows = rows(name, &Scenario { passive, ..lossy.clone() }, &all[..2], rounds);
+        figures.push(falsely_ejected(name, &rows[1]));
     }
     let flapping = rows("flapping, load 0.6", &scenario::flapping(0.6), &all, rounds);
     let rings = flapping[1].each(|row| f64::from(row.most_rings_in_a_second));
@@ -77,6 +83,12 @@ pub fn measure(rounds: u64) -> Vec<Figure> {
         println!("{:68} {:>8.2} {:12} {}", figure.name, figure.value, figure.unit, figure.bar_text());
     }
     figures
+}
+
+/// In all runs together: none of them may be unlucky.
+fn falsely_ejected(name: &str, rows: &Rows) -> Figure {
+    let ejections = rows.each(|row| row.ejections as f64).iter().sum();
+    Figure::new(format!("{name}: ejections in all runs"), "", vec![ejections]).with_bar(Bar::AtMost(0.0))
 }
 
 /// A server that becomes slower: beside fixed weights, and beside what HAProxy would do.
@@ -154,6 +166,7 @@ struct Row {
     most_rings_in_a_second: u32,
     /// Time from the first change to the first ejection.
     ejected_after_s: Option<f64>,
+    ejections: usize,
     /// Share of the requests of the first server in the last 30 s, as a part of its fair share.
     share_at_end: f64,
 }
@@ -183,6 +196,7 @@ impl Row {
             rings_per_minute: run.rings_per_minute(CHANGE_AT..end),
             most_rings_in_a_second: run.most_rings_in_a_second(),
             ejected_after_s: run.ejections.first().map(|(at, _)| at.as_secs_f64() - change_s),
+            ejections: run.ejections.len(),
             share_at_end: run.load(0, end - 30..end) * scenario.servers.len() as f64,
         }
     }

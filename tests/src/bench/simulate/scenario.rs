@@ -38,6 +38,12 @@ pub fn steady(load: f64) -> Scenario {
     one_of_four(Vec::new(), load, 600)
 }
 
+/// All servers lose as much from the beginning on: nobody is to be blamed for it.
+pub fn all_lossy(load: f64, loss: f64) -> Scenario {
+    let changes = vec![(Duration::ZERO, Change::Loss(loss))];
+    under_load(vec![Model { changes, ..Model::default() }; 4], load, 600)
+}
+
 /// One of four servers becomes 10 times slower for a minute.
 pub fn slow(load: f64) -> Scenario {
     let changes = [(CHANGE_AT, 0.1), (CHANGE_AT + 60, 1.0)];

@@ -235,7 +235,8 @@ impl World<'_> {
                 let Request { server, done, .. } = self.requests[request];
                 if !done {
                     self.requests[request].done = true;
-                    self.tallies[server].probes.push(Err(Failure::Loss));
+                    let waited = self.scenario.probe_timeout;
+                    self.tallies[server].probes.push(Err(Failure::Late(waited)));
                 }
             }
             Event::Tick => {
@@ -414,7 +415,7 @@ impl World<'_> {
             let Some(group) = &mut self.group else { continue };
             let target = ServerKey(server as u32).into();
             for result in tally.probes {
-                group.sample(&Sample { target, kind: Kind::Probe, result }, now);
+                group.sample(&Sample { target, kind: Kind::Check, result }, now);
             }
             match self.scenario.passive {
                 Passive::Absent => continue,
