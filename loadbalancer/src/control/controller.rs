@@ -374,6 +374,11 @@ impl Controller {
     pub fn on_quality_tick(&mut self) {
         self.take_signals();
         let events = self.channels.step(Instant::now());
+        for (id, state) in self.servers.iter().filter(|(_, state)| !state.channels.is_empty()) {
+            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+            let in_use = number.is_some_and(|number| self.reconciler.active(*number) > 0);
+            self.channels.set_in_use(state.check_key, in_use);
+        }
         let moved = self.take_channel_events(&events);
         if self.step_quality() || moved {
             self.write();
