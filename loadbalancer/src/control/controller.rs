@@ -29,10 +29,10 @@ use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::{signals, stats};
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
-use crate::quality::Settings as QualitySettings;
 use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, ServerKey};
+use crate::quality::tiers::Event as TierEvent;
 
 pub(crate) use report::{add_outcomes, now_ms};
 
@@ -352,6 +352,7 @@ impl Controller {
                         flags: backend.flags & Backend::DOWN,
                         tier: 0,
                         ring: 0,
+                        help: None,
                         load: 0,
                         nominal: 0,
                         set_weight: 0,
@@ -373,12 +374,12 @@ impl Controller {
     /// Every [`QUALITY_TICK`]: turns what was measured into weights.
     pub fn on_quality_tick(&mut self) {
         self.take_signals();
-        let events = self.channels.step(Instant::now());
         for (id, state) in self.servers.iter().filter(|(_, state)| !state.channels.is_empty()) {
             let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
             let in_use = number.is_some_and(|number| self.reconciler.active(*number) > 0);
             self.channels.set_in_use(state.check_key, in_use);
         }
+        let events = self.channels.step(Instant::now());
         let moved = self.take_channel_events(&events);
         if self.step_quality() || moved {
             self.write();
@@ -401,10 +402,10 @@ impl Controller {
     }
 
     fn step_quality(&mut self) -> bool {
-        let mut settings = HashMap::new();
+        let mut constants = HashMap::new();
         for service in &self.config.services {
             for part in desire::parts(service) {
-                settings.insert(desire::service_identity(service, part), quality_settings(service));
+                constants.insert(desire::service_identity(service, part), quality_constants(service));
             }
         }
         let mut present = Vec::with_capacity(self.servers.len());
@@ -431,14 +432,35 @@ impl Controller {
                 });
             }
         }
-        let step = self.quality.step(&present, &settings, Instant::now());
+        let step = self.quality.step(&present, &constants, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
         }
         for event in &step.events {
             self.tell_event(event);
         }
+        for (service, event) in &step.tiers {
+            self.tell_tier_event(*service, event);
+        }
         step.changed
+    }
+
+    fn tell_tier_event(&self, service: u64, event: &TierEvent) {
+        let is_it = |it: &&Service| desire::parts(it).iter().any(|part| desire::service_identity(it, *part) == service);
+        let service = self.config.services.iter().find(is_it).map_or("", |service| &service.name);
+        match event {
+            TierEvent::Begins { tier, cause: Some(cause) } => {
+                let (of, value, level) = (cause.of, cause.value, cause.level);
+                tracing::info!(service, tier, beyond = ?of, value, level, "a tier helps the first");
+            }
+            TierEvent::Begins { tier, cause: None } => {
+                tracing::info!(service, tier, "a tier helps the first, which is back, for a while");
+            }
+            TierEvent::Ends { tier } => tracing::info!(service, tier, "a tier helps no more"),
+            TierEvent::First { tier, before } => {
+                tracing::warn!(service, tier, before, "another tier is the first with a server in order");
+            }
+        }
     }
 
     fn tell_event(&self, event: &Event) {
@@ -668,12 +690,12 @@ impl Controller {
 }
 
 /// A service's constants; where it is asked seldom, it is not stale as soon.
-fn quality_settings(service: &Service) -> QualitySettings {
+fn quality_constants(service: &Service) -> quality::Constants {
     let mut settings = service.quality.clone();
     let intervals = service.check.iter().map(|check| check.interval + check.timeout);
     let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
     if let Some(shortest) = intervals.chain(monitors).min() {
         settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
     }
-    settings
+    quality::Constants { quality: settings, tiers: service.tiers.clone() }
 }

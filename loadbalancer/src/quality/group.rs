@@ -251,9 +251,28 @@ impl Group {
         Level {
             p90,
             failures: enough.map(Window::failure).fold(0.0, f64::max),
-            active: serving().map(|server| u64::from(server.active)).sum(),
-            weight: serving().map(|server| u64::from(server.nominal.weight)).sum(),
+            active: self.active(),
+            weight: self.weight(),
         }
+    }
+
+    /// Active flows of all servers that serve.
+    pub fn active(&self) -> u64 {
+        self.servers.values().filter(|server| server.serving).map(|server| u64::from(server.active)).sum()
+    }
+
+    /// Sum of their configured weights.
+    pub fn weight(&self) -> u64 {
+        self.servers.values().filter(|server| server.serving).map(|server| u64::from(server.nominal.weight)).sum()
+    }
+
+    pub fn serves(&self, key: ServerKey) -> bool {
+        self.servers.get(&key).is_some_and(|server| server.serving)
+    }
+
+    /// Its ring was published for a reason of someone else's, so the next one has to wait.
+    pub fn note_ring(&mut self, now: Duration) {
+        self.published_at = Some(now);
     }
 
     /// Why each weight is what it is.
