@@ -3,6 +3,8 @@
 use loadbalancer::control::quality::{Report, ServiceReport};
 use loadbalancer::quality::explain::{Change, Reason, ServerReport, SignalReport};
 use loadbalancer::quality::signal::WordState;
+use loadbalancer::quality::standby::need::{Breach, Quantity};
+use loadbalancer::quality::tiers::explain::{Course, Role, TierReport};
 
 use super::show::percent;
 use super::table::{latency, table, time};
@@ -19,6 +21,9 @@ pub fn quality(report: &Report) -> String {
                 "\n{}: too few servers are in good order, so ejected ones serve as well",
                 name(service)
             ));
+        }
+        if let Some(help) = &service.help {
+            notes.push_str(&format!("\n{}: {}", name(service), tier(help)));
         }
     }
     let headings = [
@@ -42,6 +47,43 @@ pub fn quality(report: &Report) -> String {
 
 fn name(service: &ServiceReport) -> String {
     if service.tier == 0 { service.service.clone() } else { format!("{} (tier {})", service.service, service.tier) }
+}
+
+/// How a tier helps, or is helped, and why.
+fn tier(it: &TierReport) -> String {
+    let share = percent(it.share);
+    let course = course(it);
+    match (it.role, it.first) {
+        (Role::First, _) => format!("the first tier, {share} of the new flows; {course}"),
+        (Role::Helps, Some(first)) => {
+            let of_weight = percent(it.of_weight);
+            format!("helps tier {first} with {of_weight} of its weight, {share} of the new flows; {course}")
+        }
+        _ => "gets only what the tiers above refuse".to_owned(),
+    }
+}
+
+fn course(it: &TierReport) -> String {
+    let nearest = it.nearest.map_or_else(|| "nothing is known of it".to_owned(), |nearest| beside(&nearest));
+    match it.course {
+        Course::Alone => format!("needs no help: {nearest}"),
+        Course::Holds => format!("needs help if that lasts: {nearest}"),
+        Course::Rises => format!("help rises: {nearest}"),
+        Course::Spent => format!("all tiers help with all their weight, and it is not enough: {nearest}"),
+        Course::Steady => format!("help stays: {nearest}"),
+        Course::Falls => format!("help falls: {nearest}"),
+        Course::Unknown => format!("all stays as it is, too little is known: {nearest}"),
+    }
+}
+
+/// A quantity of the first tier, and its level.
+fn beside(it: &Breach) -> String {
+    match it.of {
+        Quantity::P90 => format!("its p90 is {}, its level {}", micros(it.value), micros(it.level)),
+        Quantity::Failures => format!("{} of its requests fail, its level is {}", percent(it.value), percent(it.level)),
+        Quantity::Load => format!("it has {:.1} active flows per weight, its level is {:.1}", it.value, it.level),
+        Quantity::Servers => "none of its servers is in order".to_owned(),
+    }
 }
 
 fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport) -> Vec<String> {

@@ -8,6 +8,7 @@ mod model;
 mod parse;
 mod quality;
 mod standby;
+mod tiers;
 mod channel;
 mod check;
 mod validate;

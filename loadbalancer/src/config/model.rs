@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::quality::Quality;
 use crate::dataplane::kernel::Sizes;
 use crate::health::{AgentCheck, Asks, CheckKind, CommandCheck, Thresholds};
-use crate::quality::Settings as QualitySettings;
 use crate::quality::standby::{ServiceSettings, Settings};
+use crate::quality::{Settings as QualitySettings, tiers};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -121,6 +121,8 @@ pub struct Service {
     pub quality: QualitySettings,
     /// When it gets servers of the pool; none: never.
     pub standby: Option<ServiceSettings>,
+    /// When lower tiers help the first; none: they get only what it refuses.
+    pub tiers: Option<tiers::Settings>,
     pub servers: Vec<Server>,
 }
 

@@ -22,7 +22,7 @@ use super::model::{
 };
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
-use super::{quality, standby};
+use super::{quality, standby, tiers};
 use crate::dataplane::kernel::Sizes;
 use crate::quality::Settings as QualitySettings;
 
@@ -320,6 +320,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         agent: None,
         quality: usual.clone(),
         standby: None,
+        tiers: None,
         servers: Vec::new(),
     };
     if let Some(name) = section.required("name", "name = \"web\"", section.string("name", "web")) {
@@ -385,6 +386,10 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         service.quality = quality::of_service(section, usual);
     }
     service.standby = section.section("standby", "[service.standby]").map(standby::of_service);
+    if let Some(tiers) = section.section("tiers", "[service.tiers]") {
+        place.tiers = tiers.span.clone();
+        service.tiers = Some(tiers::of_service(tiers));
+    }
     let usual_channels = channel::named(&section, channels);
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();

@@ -186,6 +186,7 @@ fn channels(section: Section<'_, '_>, it: &mut channel::Settings) {
             ("margin", &mut it.margin, 0.0, 8.0),
         ],
     );
+    set(&mut it.leave, section.choice("leave", &[("worse", channel::Leave::Worse), ("dead", channel::Leave::Dead)]));
     set(&mut it.loss_window, section.number("loss_window", 1..=100_000));
     set(&mut it.least_intervals, section.number("least_intervals", 1..=100_000));
     for (key, field) in [
@@ -226,5 +227,11 @@ mod tests {
                 );
             }
         }
+    }
+    #[test]
+    fn flows_can_be_bound_to_channels_that_live() {
+        let text = EXAMPLE.replace("leave = \"worse\"", "leave = \"dead\"");
+        let config = Config::parse("quality.toml", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(config.quality.channels.leave, channel::Leave::Dead);
     }
 }

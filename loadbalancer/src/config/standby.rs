@@ -19,8 +19,8 @@ pub(super) struct PoolPlaces {
     pub names: Vec<Span>,
 }
 
-const LEAST: Duration = Duration::from_millis(100);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const LEAST: Duration = Duration::from_millis(100);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 pub(super) fn pool(section: Section<'_, '_>, channels: &[Channel]) -> (Pool, PoolPlaces) {
     let mut place = PoolPlaces { pool: section.span.clone(), ..PoolPlaces::default() };
@@ -72,11 +72,8 @@ fn hook(section: &Section<'_, '_>, key: &'static str) -> Option<CommandCheck> {
 pub(super) fn of_service(section: Section<'_, '_>) -> ServiceSettings {
     let mut settings = ServiceSettings::default();
     let long = LEAST..=DAY;
-    settings.levels = Levels {
-        p90: section.duration("p90", Duration::from_micros(10)..=Duration::from_secs(3_600), "").map(|at| at.value),
-        failures: section.decimal("failures", 0.000_1..=1.0).map(|at| at.value),
-        load: section.decimal("active_per_weight", 0.01..=1e9).map(|at| at.value),
-    };
+    let levels = levels(&section);
+    settings.levels = levels.unwrap_or_default();
     set(&mut settings.hold, section.duration("hold", long.clone(), ""));
     set(&mut settings.recovery, section.decimal("recovery", 0.01..=1.0));
     set(&mut settings.recovery_for, section.duration("recovery_for", long.clone(), ""));
@@ -85,11 +82,7 @@ pub(super) fn of_service(section: Section<'_, '_>) -> ServiceSettings {
     set(&mut settings.settle, section.duration("settle", Duration::ZERO..=DAY, ""));
     set(&mut settings.min, section.number("min", 0..=1_000));
     set(&mut settings.max, section.number("max", 0..=1_000));
-    let none = Levels::default();
-    if settings.levels == none
-        && settings.min == 0
-        && !["p90", "failures", "active_per_weight"].iter().any(|key| section.has(key))
-    {
+    if levels.is_none() && settings.min == 0 {
         let help =
             "set p90 = \"200ms\", failures = 0.05 or active_per_weight = 100, or min = 1 for one that always serves";
         section.error(section.span.clone(), "nothing says when the service gets a standby server", help);
@@ -100,6 +93,16 @@ pub(super) fn of_service(section: Section<'_, '_>) -> ServiceSettings {
     }
     section.finish();
     settings
+}
+
+/// What is set of the levels; None: nothing is.
+pub(super) fn levels(section: &Section<'_, '_>) -> Option<Levels> {
+    let levels = Levels {
+        p90: section.duration("p90", Duration::from_micros(10)..=Duration::from_secs(3_600), "").map(|at| at.value),
+        failures: section.decimal("failures", 0.000_1..=1.0).map(|at| at.value),
+        load: section.decimal("active_per_weight", 0.01..=1e9).map(|at| at.value),
+    };
+    ["p90", "failures", "active_per_weight"].iter().any(|key| section.has(key)).then_some(levels)
 }
 
 /// The pool fits all services that may get servers of it.

@@ -34,6 +34,7 @@ pub(super) struct ServicePlaces {
     pub nat_sources: Vec<Span>,
     pub check: Span,
     pub monitors: Vec<Span>,
+    pub tiers: Span,
     /// The servers' addresses.
     pub servers: Vec<Span>,
     /// Their names, where not given their addresses.
@@ -53,6 +54,7 @@ pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>
         families(service, place, errors);
         ports(service, place, errors);
         channels(config, places, (service, place), errors);
+        super::tiers::validate(service, &place.tiers, errors);
     }
     super::standby::validate(config, places, errors);
     addresses(config, places, errors);

@@ -162,6 +162,13 @@ impl ChannelLoops {
         it.channels.passive(channel, &passive, now);
     }
 
+    /// Whether a server has active flows.
+    pub fn set_in_use(&mut self, server: u32, in_use: bool) {
+        if let Some(it) = self.servers.get_mut(&server) {
+            it.channels.set_in_use(in_use);
+        }
+    }
+
     /// Compares the channels of all servers.
     pub fn step(&mut self, now: Instant) -> Events {
         let now = self.now(now);

@@ -30,10 +30,10 @@ use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::{signals, stats};
 use crate::health::{Answer, CheckSpec, Checker, Health, LastWord, Part, ProbeKey, Report, ServerHealth, Via};
 use crate::network::hop::Way;
-use crate::quality::Settings as QualitySettings;
 use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, Kind, ServerKey};
+use crate::quality::tiers::Event as TierEvent;
 
 pub(crate) use report::{add_outcomes, now_ms};
 
@@ -90,7 +90,7 @@ pub struct Controller {
     /// Who the servers of the configuration are, in its order; to tell that takes hashing texts.
     ids: Vec<Vec<ServerId>>,
     /// Constants of each service in the kernel.
-    settings: HashMap<u64, QualitySettings>,
+    constants: HashMap<u64, quality::Constants>,
     servers: HashMap<ServerId, ServerState>,
     keys: HashMap<u32, ServerId>,
     next_key: u32,
@@ -132,7 +132,7 @@ impl Controller {
             reconciler,
             seed,
             ids: Vec::new(),
-            settings: HashMap::new(),
+            constants: HashMap::new(),
             servers: HashMap::new(),
             keys: HashMap::new(),
             next_key: 0,
@@ -169,11 +169,11 @@ impl Controller {
     fn follow_config(&mut self) {
         let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
         self.ids = self.config.services.iter().map(of_service).collect();
-        let settings = self.config.services.iter().flat_map(|service| {
+        let constants = self.config.services.iter().flat_map(|service| {
             let identity = |part| desire::service_identity(service, part);
-            desire::parts(service).into_iter().map(move |part| (identity(part), quality_settings(service)))
+            desire::parts(service).into_iter().map(move |part| (identity(part), quality_constants(service)))
         });
-        self.settings = settings.collect();
+        self.constants = constants.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
         let (entry, found) =
@@ -371,6 +371,7 @@ impl Controller {
                         flags: backend.flags & Backend::DOWN,
                         tier: 0,
                         ring: 0,
+                        help: None,
                         load: 0,
                         nominal: 0,
                         set_weight: 0,
@@ -392,6 +393,11 @@ impl Controller {
     /// Every [`QUALITY_TICK`]: turns what was measured into weights.
     pub fn on_quality_tick(&mut self) {
         self.take_signals();
+        for (id, state) in self.servers.iter().filter(|(_, state)| !state.channels.is_empty()) {
+            let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
+            let in_use = number.is_some_and(|number| self.reconciler.active(*number) > 0);
+            self.channels.set_in_use(state.check_key, in_use);
+        }
         let events = self.channels.step(Instant::now());
         let moved = self.take_channel_events(&events);
         if self.step_quality() || moved {
@@ -439,7 +445,7 @@ impl Controller {
                 });
             }
         }
-        let step = self.quality.step(&present, &self.settings, Instant::now());
+        let step = self.quality.step(&present, &self.constants, Instant::now());
         for state in self.servers.values_mut() {
             state.standing.given = self.quality.given(ServerKey(state.check_key));
             if matches!(state.entry, Entry::Adopted(_)) && state.standing.given.is_some() {
@@ -450,7 +456,28 @@ impl Controller {
         for event in &step.events {
             self.tell_event(event);
         }
+        for (service, event) in &step.tiers {
+            self.tell_tier_event(*service, event);
+        }
         step.changed
+    }
+
+    fn tell_tier_event(&self, service: u64, event: &TierEvent) {
+        let is_it = |it: &&Service| desire::parts(it).iter().any(|part| desire::service_identity(it, *part) == service);
+        let service = self.config.services.iter().find(is_it).map_or("", |service| &service.name);
+        match event {
+            TierEvent::Begins { tier, cause: Some(cause) } => {
+                let (of, value, level) = (cause.of, cause.value, cause.level);
+                tracing::info!(service, tier, beyond = ?of, value, level, "a tier helps the first");
+            }
+            TierEvent::Begins { tier, cause: None } => {
+                tracing::info!(service, tier, "a tier helps the first, which is back, for a while");
+            }
+            TierEvent::Ends { tier } => tracing::info!(service, tier, "a tier helps no more"),
+            TierEvent::First { tier, before } => {
+                tracing::warn!(service, tier, before, "another tier is the first with a server in order");
+            }
+        }
     }
 
     fn tell_event(&self, event: &Event) {
@@ -680,12 +707,12 @@ impl Controller {
 }
 
 /// A service's constants; where it is asked seldom, it is not stale as soon.
-fn quality_settings(service: &Service) -> QualitySettings {
+fn quality_constants(service: &Service) -> quality::Constants {
     let mut settings = service.quality.clone();
     let intervals = service.check.iter().map(|check| check.interval + check.timeout);
     let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
     if let Some(shortest) = intervals.chain(monitors).min() {
         settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
     }
-    settings
+    quality::Constants { quality: settings, tiers: service.tiers.clone() }
 }

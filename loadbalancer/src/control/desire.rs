@@ -287,6 +287,7 @@ fn backend(
         flags,
         tier: server.tier,
         ring: ring_weight(server, standing, reachable),
+        help: standing.given.and_then(|given| given.help).map(|help| (help.tier, help.weight)),
         load: standing.given.map_or_else(|| u32::from(nominal_weight(server, standing)), |given| given.load),
         nominal: u32::from(server.weight),
         set_weight: standing.set_weight.map_or(0, |weight| u32::from(weight) + 1),

@@ -1,6 +1,6 @@
 //! The loops from measured quality to weights of all services, and what they say of each server.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -8,13 +8,23 @@ use serde::{Deserialize, Serialize};
 use super::desire::ServerId;
 use crate::dataplane::signals::{Interval, Latencies};
 use crate::health::{AgentAdmin, AgentState, ProbeError, Word as AgentWord};
-use crate::quality::Settings;
 use crate::quality::explain::{GroupReport, ServerReport};
 use crate::quality::group::{Entry, Event, Group, Level, Nominal};
 use crate::quality::signal::{Counts, Failure, Histogram, Kind, ReportedLoad, Sample, ServerKey, Word, WordState};
+use crate::quality::tiers::explain::TierReport;
+use crate::quality::tiers::{Event as TierEvent, Help, Shared, Tier, Tiers};
+use crate::quality::{Settings, tiers};
 
 /// Who is compared with whom: a service in the kernel, and a tier of it.
 pub type GroupKey = (u64, u8);
+
+/// Constants of the loops of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constants {
+    pub quality: Settings,
+    /// None: lower tiers get only what the first refuses.
+    pub tiers: Option<tiers::Settings>,
+}
 
 /// What measured quality makes of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +36,8 @@ pub struct Given {
     /// Weight by which its active flows are judged.
     pub load: u32,
     pub high_water: Option<u32>,
+    /// Its place in the ring of a tier above its own.
+    pub help: Option<Help>,
 }
 
 /// A server as it is now.
@@ -63,6 +75,8 @@ pub struct ServiceReport {
     pub panic: bool,
     /// When the last ring was published.
     pub published_at_s: Option<f64>,
+    /// None: the service has no levels for its tiers.
+    pub help: Option<TierReport>,
     pub servers: Vec<NamedServer>,
 }
 
@@ -77,6 +91,8 @@ pub struct NamedServer {
 #[derive(Debug, Default)]
 pub struct Step {
     pub events: Vec<Event>,
+    /// What happened to the tiers of which service in the kernel.
+    pub tiers: Vec<(u64, TierEvent)>,
     /// The kernel must be told.
     pub changed: bool,
 }
@@ -85,6 +101,7 @@ pub struct Step {
 pub struct Quality {
     epoch: Instant,
     groups: BTreeMap<GroupKey, Group>,
+    tiers: BTreeMap<u64, Tiers>,
     members: HashMap<ServerKey, GroupKey>,
     given: HashMap<ServerKey, Given>,
     /// Rings published until now.
@@ -93,7 +110,14 @@ pub struct Quality {
 
 impl Quality {
     pub fn new(now: Instant) -> Self {
-        Self { epoch: now, groups: BTreeMap::new(), members: HashMap::new(), given: HashMap::new(), rings: 0 }
+        Self {
+            epoch: now,
+            groups: BTreeMap::new(),
+            tiers: BTreeMap::new(),
+            members: HashMap::new(),
+            given: HashMap::new(),
+            rings: 0,
+        }
     }
 
     fn since_epoch(&self, now: Instant) -> Duration {
@@ -109,15 +133,21 @@ impl Quality {
             Err(_) => Err(Failure::Error),
         };
         let now = self.since_epoch(now);
-        if let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) {
-            group.sample(&Sample { target: server.into(), kind, result }, now);
+        let Some(key) = self.members.get(&server) else { return };
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let sample = Sample { target: server.into(), kind, result };
+        group.sample(&sample, now);
+        if let Some(tiers) = self.tiers.get_mut(&key.0).filter(|_| group.serves(server)) {
+            tiers.sample(key.1, &sample, now);
         }
     }
 
     /// Takes what the packet path has seen of a server.
     pub fn passed(&mut self, server: ServerKey, seen: &Interval, now: Instant) {
         let now = self.since_epoch(now);
-        let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) else { return };
+        let Some(key) = self.members.get(&server) else { return };
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let mut tiers = self.tiers.get_mut(&key.0).filter(|_| group.serves(server));
         let kinds = [
             (Kind::Handshake, &seen.handshakes, seen.lost_handshakes, seen.refused_handshakes),
             (Kind::Response, &seen.responses, seen.lost_requests, seen.refused_requests),
@@ -125,20 +155,39 @@ impl Quality {
         for (kind, latencies, losses, errors) in kinds {
             if latencies.count() + losses + errors > 0 {
                 let latencies = histogram(latencies);
-                group.counts(&Counts { target: server.into(), kind, latencies, losses, errors }, now);
+                let counts = Counts { target: server.into(), kind, latencies, losses, errors };
+                group.counts(&counts, now);
+                if let Some(tiers) = &mut tiers {
+                    tiers.counts(key.1, &counts, now);
+                }
             }
         }
     }
 
-    /// One step of all loops, with the settings of each service in the kernel and with all servers as they are; who is not among them is forgotten.
-    pub fn step(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Instant) -> Step {
+    /// One step of all loops, with the constants of each service in the kernel and with all servers as they are; who is
+    /// not among them is forgotten.
+    pub fn step(&mut self, servers: &[Present], constants: &HashMap<u64, Constants>, now: Instant) -> Step {
         let now = self.since_epoch(now);
-        self.follow(servers, settings, now);
+        self.follow(servers, constants, now);
         let mut step = Step::default();
-        for group in self.groups.values_mut() {
+        let mut rings = BTreeSet::new();
+        let mut tiers: BTreeMap<u64, Vec<Tier>> = BTreeMap::new();
+        for (key, group) in &mut self.groups {
             let result = group.step(now);
             step.events.extend(result.events);
             self.rings += u64::from(result.publish);
+            if result.publish {
+                rings.insert(*key);
+            }
+            if self.tiers.contains_key(&key.0) {
+                let serving = result.servers.iter().filter(|server| server.weight > 0);
+                tiers.entry(key.0).or_default().push(Tier {
+                    tier: key.1,
+                    active: group.active(),
+                    nominal: group.weight(),
+                    servers: serving.map(|server| (server.server, server.weight)).collect(),
+                });
+            }
             for weight in result.servers {
                 let before = self.given.get(&weight.server);
                 let given = Given {
@@ -146,15 +195,49 @@ impl Quality {
                     serves: weight.weight > 0,
                     load: weight.load_weight,
                     high_water: weight.high_water,
+                    help: before.and_then(|before| before.help),
                 };
                 step.changed |= before != Some(&given);
                 self.given.insert(weight.server, given);
             }
         }
+        self.step_tiers(&tiers, &rings, constants, now, &mut step);
         step
     }
 
-    fn follow(&mut self, servers: &[Present], settings: &HashMap<u64, Settings>, now: Duration) {
+    fn step_tiers(
+        &mut self,
+        present: &BTreeMap<u64, Vec<Tier>>,
+        rings: &BTreeSet<GroupKey>,
+        constants: &HashMap<u64, Constants>,
+        now: Duration,
+        step: &mut Step,
+    ) {
+        for (service, loop_of_it) in &mut self.tiers {
+            let (Some(tiers), Some(constants)) = (present.get(service), constants.get(service)) else { continue };
+            let first = tiers.iter().find(|tier| !tier.servers.is_empty()).map(|tier| (*service, tier.tier));
+            let anyway = first.is_some_and(|key| rings.contains(&key));
+            let result = loop_of_it.step(tiers, anyway, &Shared::from(&constants.quality), now);
+            step.tiers.extend(result.events.into_iter().map(|event| (*service, event)));
+            if result.publish && !anyway {
+                self.rings += 1;
+                if let Some(group) = first.and_then(|key| self.groups.get_mut(&key)) {
+                    group.note_ring(now);
+                }
+            }
+        }
+        if self.tiers.is_empty() && self.given.values().all(|given| given.help.is_none()) {
+            return;
+        }
+        for (server, given) in &mut self.given {
+            let service = self.members.get(server).map(|(service, _)| service);
+            let help = service.and_then(|service| self.tiers.get(service)).and_then(|tiers| tiers.help(*server));
+            step.changed |= given.help != help;
+            given.help = help;
+        }
+    }
+
+    fn follow(&mut self, servers: &[Present], constants: &HashMap<u64, Constants>, now: Duration) {
         for server in servers {
             let key = (server.id.service, server.tier);
             if let Some(old) = self.members.insert(server.key, key)
@@ -163,10 +246,8 @@ impl Quality {
             {
                 group.remove_server(server.key);
             }
-            let group = self
-                .groups
-                .entry(key)
-                .or_insert_with(|| Group::new(settings.get(&server.id.service).cloned().unwrap_or_default(), now));
+            let settings = || constants.get(&server.id.service).map(|it| it.quality.clone()).unwrap_or_default();
+            let group = self.groups.entry(key).or_insert_with(|| Group::new(settings(), now));
             group.set_server(server.key, server.nominal, server.entry, now);
             group.set_up(server.key, server.up);
             group.set_active(server.key, server.active);
@@ -179,11 +260,19 @@ impl Quality {
             }
         }
         for ((service, _), group) in &mut self.groups {
-            if let Some(settings) = settings.get(service) {
-                group.set_settings(settings);
+            if let Some(constants) = constants.get(service) {
+                group.set_settings(&constants.quality);
             }
         }
         self.groups.retain(|_, group| group.servers().next().is_some());
+        let settings = |service: &u64| constants.get(service).and_then(|constants| constants.tiers.as_ref());
+        self.tiers.retain(|service, _| settings(service).is_some());
+        for service in constants.keys() {
+            if let Some(settings) = settings(service) {
+                let tiers = self.tiers.entry(*service).or_insert_with(|| Tiers::new(settings.clone(), now));
+                tiers.set_settings(settings);
+            }
+        }
     }
 
     /// Who is known, but not among these any more.
@@ -209,6 +298,11 @@ impl Quality {
             active: all.active + one.active,
             weight: all.weight + one.weight,
         })
+    }
+
+    /// How a tier stands beside the others; None: the service has no levels for its tiers.
+    pub fn explain_tier(&self, (service, tier): GroupKey) -> Option<TierReport> {
+        self.tiers.get(&service).map(|tiers| tiers.explain(tier))
     }
 
     /// Why the weights are what they are, by service in the kernel and tier.

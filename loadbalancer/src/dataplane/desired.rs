@@ -49,6 +49,8 @@ pub struct DesiredBackend {
     pub tier: u8,
     /// Weight in the ring; zero: not in it.
     pub ring: u32,
+    /// A tier above its own in whose ring it is as well, and its weight there.
+    pub help: Option<(u8, u32)>,
     /// Weight by which its active flows are judged.
     pub load: u32,
     /// Weight of the configuration, see [`crate::ring::Member::nominal`].

@@ -316,6 +316,11 @@ impl Reconciler {
                     weight: backend.ring,
                 });
             }
+            if let Some((tier, weight)) = backend.help {
+                // Nominally it is not there, so that it takes slots only for the time that it helps.
+                let member = Member { backend: number, id: backend.identity, nominal: 0, weight };
+                tiers[usize::from(tier) % MAX_TIERS].push(member);
+            }
         }
         let mut service = self.actual.services[id as usize];
         let mut retired = Vec::new();

@@ -11,6 +11,7 @@ use crate::control::channels::NamedChannel;
 use crate::quality::channel::explain::State;
 use crate::quality::explain::{ServerReport, SignalReport};
 use crate::quality::standby::explain::Phase;
+use crate::quality::tiers::explain::TierReport;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ServerLabels {
@@ -39,11 +40,18 @@ struct StandbyLabels {
     service: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TierLabels {
+    service: String,
+    tier: u8,
+}
+
 pub(super) fn register(registry: &mut Registry, told: &Told) {
     let rings = Counter::<u64>::default();
     rings.inc_by(told.quality.rings);
     registry.register("rings", "Rings published because weights changed", rings);
     of_servers(registry, told);
+    of_tiers(registry, told);
     of_signals(registry, told);
     of_channels(registry, told);
     let standby = Family::<StandbyLabels, Gauge>::default();
@@ -86,6 +94,24 @@ fn of_servers(registry: &mut Registry, told: &Told) {
                     let labels = ServerLabels { service: service.service.clone(), server: server.name.clone() };
                     family.get_or_create(&labels).set(value);
                 }
+            }
+        }
+    }
+}
+
+fn of_tiers(registry: &mut Registry, told: &Told) {
+    type Read = fn(&TierReport) -> f64;
+    let all: [(&str, &str, Read); 2] = [
+        ("tier_help_ratio", "Part of its weight with which a tier is in the ring of the first", |it| it.of_weight),
+        ("tier_share_ratio", "Part of a service's new flows that are to go to a tier", |it| it.share),
+    ];
+    for (name, help, read) in all {
+        let family = Family::<TierLabels, Ratio>::default();
+        registry.register(name, help, family.clone());
+        for service in &told.quality.services {
+            if let Some(report) = &service.help {
+                let labels = TierLabels { service: service.service.clone(), tier: service.tier };
+                family.get_or_create(&labels).set(read(report));
             }
         }
     }

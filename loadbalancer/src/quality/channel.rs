@@ -8,7 +8,8 @@
 //! Slots move when they are off by more than half of one and a margin in some comparisons on end. A channel that lost
 //! slots gets some back after a while at the soonest, longer each time, so that nothing swings; it may lose more at any
 //! time. A channel is dead when its link is down or probes are missed on end, and its slots move at once; it is back after
-//! so many good probes on end, more each time. Where all are dead, the server is unreachable and slots stay as they are.
+//! so many good probes on end, more each time. Live flows are bound to slots, so whoever wants them to leave dead channels
+//! only has slots compared while there are none. Where all are dead, the server is unreachable and slots stay as they are.
 //!
 //! How soon 5 % loss is sure: with two losses, that is within 3 s in 45 of 100 cases with 10 probes a second and nothing
 //! else, and slots have moved by then in 22. With 100 packets of traffic a second whose loss is seen, they always have.
@@ -38,6 +39,8 @@ pub struct Settings {
     pub probe_every: Duration,
     /// Time between comparisons.
     pub interval: Duration,
+    /// Which channels live flows leave.
+    pub leave: Leave,
     /// Weight of a measurement in the smoothed time (RFC 6298: 1/8).
     pub srtt_gain: f64,
     /// Weight of a measurement in its variation (RFC 6298: 1/4).
@@ -83,6 +86,7 @@ impl Default for Settings {
         Self {
             probe_every: Duration::from_millis(100),
             interval: Duration::from_millis(250),
+            leave: Leave::Worse,
             srtt_gain: 0.125,
             rttvar_gain: 0.25,
             deviations: 4.0,
@@ -103,6 +107,16 @@ impl Default for Settings {
             stale_after: Duration::from_secs(3),
         }
     }
+}
+
+/// Which channels live flows leave; as flows are bound to slots by their hashes, new flows follow the same slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leave {
+    /// Those that are worse than others as well.
+    #[default]
+    Worse,
+    /// Only dead ones. Other slots move while the server has no active flow, so until then a channel that is back gets none.
+    Dead,
 }
 
 /// What the traffic of an interval told of a channel.
@@ -179,12 +193,22 @@ pub struct Channels {
     compared: Duration,
     /// Comparisons on end that found slots to be off.
     off: u32,
+    /// The server has active flows.
+    in_use: bool,
     reachable: bool,
 }
 
 impl Channels {
     pub fn new(settings: Settings, now: Duration) -> Self {
-        Self { settings, channels: BTreeMap::new(), slots: [None; PATH_SLOTS], compared: now, off: 0, reachable: true }
+        Self {
+            settings,
+            channels: BTreeMap::new(),
+            slots: [None; PATH_SLOTS],
+            compared: now,
+            off: 0,
+            in_use: false,
+            reachable: true,
+        }
     }
 
     /// New constants, as after a reload.
@@ -244,6 +268,11 @@ impl Channels {
             self.die(key, Death::LinkDown, now, &mut events);
         }
         events
+    }
+
+    /// Whether the server has active flows.
+    pub fn set_in_use(&mut self, in_use: bool) {
+        self.in_use = in_use;
     }
 
     /// Takes the result of a probe.
@@ -325,7 +354,8 @@ impl Channels {
         let weights = self.weights();
         let counts = slots::count(&self.places(), self.channels.len());
         let silent = self.channels.values().any(|channel| channel.is_stale(&self.settings, now));
-        if silent || !slots::is_off(&counts, &weights, self.settings.margin) {
+        let bound = self.in_use && self.settings.leave == Leave::Dead;
+        if silent || bound || !slots::is_off(&counts, &weights, self.settings.margin) {
             self.off = 0;
             return events;
         }

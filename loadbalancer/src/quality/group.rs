@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::eject::{self, Cause};
 use super::explain::{Change, EjectionReport, GroupReport, Reason, ServerReport, SignalReport};
 use super::law::{self, Member, Seen};
-use super::measure::{self, Measures, Relative};
+use super::measure::{self, Measures, Relative, nearest_to_clients};
 use super::signal::{Counts, Kind, Sample, ServerKey, Word, WordState};
 use super::window::Window;
 use super::{Settings, start};
@@ -290,20 +290,35 @@ impl Group {
         let settings = &self.settings.measure;
         let kinds = measure::kinds(serving().map(|server| &server.measures));
         let windows: Vec<(Kind, Window)> = kinds.into_iter().map(merged).collect();
-        let known = || windows.iter().filter(|(_, window)| window.latencies() >= settings.min_samples);
-        // Of several probes that which takes longest: it is nearest to what clients ask.
-        let p90 = |wanted: fn(Kind) -> bool| {
-            known().filter(|(kind, _)| wanted(*kind)).filter_map(|(_, window)| window.quantile(0.9)).max()
-        };
+        let known = windows.iter().filter(|(_, window)| window.latencies() >= settings.min_samples);
+        let p90s: Vec<(Kind, Duration)> =
+            known.filter_map(|(kind, window)| Some((*kind, window.quantile(0.9)?))).collect();
         let enough = windows.iter().filter(|(_, window)| window.attempts() >= settings.min_samples);
         Level {
-            p90: p90(|kind| kind == Kind::Response)
-                .or_else(|| p90(Kind::is_probe))
-                .or_else(|| p90(|kind| kind == Kind::Handshake)),
+            p90: nearest_to_clients(&p90s),
             failures: enough.map(|(_, window)| window.failure()).fold(0.0, f64::max),
-            active: serving().map(|server| u64::from(server.active)).sum(),
-            weight: serving().map(|server| u64::from(server.nominal.weight)).sum(),
+            active: self.active(),
+            weight: self.weight(),
         }
+    }
+
+    /// Active flows of all servers that serve.
+    pub fn active(&self) -> u64 {
+        self.servers.values().filter(|server| server.serving).map(|server| u64::from(server.active)).sum()
+    }
+
+    /// Sum of their configured weights.
+    pub fn weight(&self) -> u64 {
+        self.servers.values().filter(|server| server.serving).map(|server| u64::from(server.nominal.weight)).sum()
+    }
+
+    pub fn serves(&self, key: ServerKey) -> bool {
+        self.servers.get(&key).is_some_and(|server| server.serving)
+    }
+
+    /// Its ring was published for a reason of someone else's, so the next one has to wait.
+    pub fn note_ring(&mut self, now: Duration) {
+        self.published_at = Some(now);
     }
 
     /// Why each weight is what it is.

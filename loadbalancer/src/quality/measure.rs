@@ -293,6 +293,17 @@ fn compare(kind: Kind, servers: &[&Measures], settings: &Settings) -> Option<Com
     Some(Compared { kind, reference_ns, servers: means.into_iter().map(|mean| mean.map(relative)).collect() })
 }
 
+/// Of some latencies that which is nearest to what clients ask: of their own requests, else of the probe that takes longest,
+/// else of handshakes.
+pub fn nearest_to_clients(latencies: &[(Kind, Duration)]) -> Option<Duration> {
+    let longest = |wanted: fn(Kind) -> bool| {
+        latencies.iter().filter(|(kind, _)| wanted(*kind)).map(|(_, latency)| *latency).max()
+    };
+    longest(|kind| kind == Kind::Response)
+        .or_else(|| longest(Kind::is_probe))
+        .or_else(|| longest(|kind| kind == Kind::Handshake))
+}
+
 /// The middle one, the lower of two; None of none.
 pub fn lower_median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();

@@ -2,7 +2,7 @@
 //!
 //! Nothing here reads a clock, opens a socket or starts a process: times come in as durations since the controller's
 //! start, measurements as values, and what is to be done goes out as values. `signal` is what comes in, `group` is the
-//! loop of one service, `law` its heart; `channel` and `standby` are loops of their own.
+//! loop of one service, `law` its heart; `channel`, `standby` and `tiers` are loops of their own.
 //!
 //! # How weights are found
 //!
@@ -31,6 +31,7 @@ pub mod explain;
 pub mod seconds;
 pub mod channel;
 pub mod standby;
+pub mod tiers;
 
 /// All constants of the loop of a service.
 #[derive(Clone, Debug, PartialEq)]

@@ -143,6 +143,16 @@ impl Window {
         None
     }
 
+    /// The same with losses counted as answers that take so long at the least.
+    pub fn quantile_with_losses(&self, share: f64, lost: Duration) -> Option<Duration> {
+        let answered = (self.count + self.losses) * share / self.count;
+        if answered <= 1.0 {
+            self.answered_in(answered)
+        } else {
+            (self.losses > 0.0).then(|| lost.max(self.quantile(1.0).unwrap_or_default()))
+        }
+    }
+
     /// Takes in what another one has.
     pub fn merge(&mut self, other: &Self) {
         for (sum, more) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -199,6 +209,22 @@ mod tests {
             assert!((0.5..2.0).contains(&(found / ms)), "{share}: {found} ms");
         }
         assert_eq!(Window::default().quantile(0.9), None);
+    }
+
+    #[test]
+    fn losses_are_late_answers_if_so_wished() {
+        let lost = Duration::from_secs(1);
+        for (answers, losses, wanted) in [(0, 0, None), (0, 9, Some(1_000)), (90, 9, Some(10)), (90, 11, Some(1_000))] {
+            let mut window = Window::default();
+            (0..answers).for_each(|_| window.add(Ok(Duration::from_millis(10)), Duration::ZERO));
+            (0..losses).for_each(|_| window.add(Err(Failure::Loss), Duration::ZERO));
+            let found = window.quantile_with_losses(0.9, lost).map(|p90| p90.as_millis());
+            let near = |(found, wanted): (u128, u128)| (wanted / 2..=wanted * 2).contains(&found);
+            assert!(
+                found.zip(wanted).is_some_and(near) || (found, wanted) == (None, None),
+                "{answers} {losses}: {found:?}"
+            );
+        }
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Controller {
                     tier: key.1,
                     panic: report.panic,
                     published_at_s: report.published_at_s,
+                    help: self.quality.explain_tier(key),
                     servers: servers.collect(),
                 });
             }
@@ -129,7 +130,12 @@ impl Controller {
             let trouble = desire::reach(&self.config, service, server, standing, &self.resolved).trouble;
             let serves = desire::serves(server, standing, trouble.is_none());
             let effective = if serves { desire::ring_weight(server, standing, trouble.is_none()) } else { 0 };
-            *tier_weights.entry((id.service, server.tier)).or_default() += u64::from(effective);
+            let help = standing.given.and_then(|given| given.help).filter(|_| serves);
+            let helped = help.map_or((server.tier, 0), |help| (help.tier, help.weight));
+            let in_rings = [(server.tier, effective), helped];
+            for (tier, weight) in in_rings {
+                *tier_weights.entry((id.service, tier)).or_default() += u64::from(weight);
+            }
             let number = self.reconciler.numbers.backends.get(&(id.service, id.backend));
             let found = number.and_then(|number| kernel.backends.get(number));
             let counters = found.map(|found| found.counters).unwrap_or_default();
@@ -145,7 +151,7 @@ impl Controller {
                 (_, Standing { health: Some(health), .. }) => (health.label(), None),
             };
             servers.push((
-                (id.service, server.tier, effective),
+                (id.service, in_rings),
                 snapshot::Server {
                     name: server.name.clone(),
                     address: server.addr.to_string(),
@@ -174,13 +180,11 @@ impl Controller {
                 },
             ));
         }
-        for ((service, tier, effective), shown) in &mut servers {
+        for ((service, in_rings), shown) in &mut servers {
             let of_service = tier_weights.iter().filter(|((of, _), total)| of == service && **total > 0);
-            let serving = of_service.min_by_key(|((_, tier), _)| *tier);
-            shown.share = match serving {
-                Some(((_, first), total)) if first == tier => f64::from(*effective) / *total as f64,
-                _ => 0.0,
-            };
+            let Some(((_, first), total)) = of_service.min_by_key(|((_, tier), _)| *tier) else { continue };
+            let weights = in_rings.iter().filter(|(tier, _)| tier == first).map(|(_, weight)| f64::from(*weight));
+            shown.share = weights.sum::<f64>() / *total as f64;
         }
         let mut servers: Vec<snapshot::Server> = servers.into_iter().map(|(_, shown)| shown).collect();
         for part in desire::parts(service) {

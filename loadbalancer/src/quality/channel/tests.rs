@@ -82,6 +82,22 @@ fn far(ms: u32) -> Way {
 }
 
 #[test]
+fn flows_that_are_to_leave_dead_channels_only_stay_on_worse_ones_and_slots_wait_until_there_are_none() {
+    let mut lab = Lab::new(&[1, 1]);
+    lab.channels.set_settings(Settings { leave: Leave::Dead, ..Settings::default() });
+    lab.channels.set_in_use(true);
+    lab.run(30.0, &[far(70), GOOD]).run(30.0, &[Way { loss: 0.05, ..GOOD }, GOOD]);
+    assert_eq!((lab.slots(A), lab.moves.len()), (4, 0), "a worse channel keeps its slots");
+    lab.run(1.0, &[DEAD, GOOD]);
+    assert_eq!((lab.slots(A), lab.moves.len()), (0, 1), "a dead one loses them at once");
+    lab.run(60.0, &[GOOD, GOOD]);
+    assert_eq!((lab.slots(A), lab.moves.len()), (0, 1), "back it gets none while the server has flows");
+    lab.channels.set_in_use(false);
+    lab.run(5.0, &[GOOD, GOOD]);
+    assert_eq!(lab.slots(A), 4, "without flows slots are shared anew");
+}
+
+#[test]
 fn slots_follow_capacity_while_all_are_good() {
     for (capacities, wanted) in
         [(&[1, 1][..], &[4, 4][..]), (&[300, 100], &[6, 2]), (&[1], &[8]), (&[1, 1, 2], &[2, 2, 4])]

@@ -17,7 +17,7 @@ pub struct Levels {
     pub load: Option<f64>,
 }
 
-/// In what a service is worse than it should be.
+/// A quantity beside its level: in what a service is worse than it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Breach {
     pub of: Quantity,
@@ -53,6 +53,11 @@ fn per_weight(active: u64, weight: u64) -> f64 {
 
 /// What is worst in comparison with its level; None: all is as it should be, or not known.
 pub fn breach(levels: &Levels, level: &Level) -> Option<Breach> {
+    nearest(levels, level).filter(|worst| worst.of == Quantity::Servers || worst.value > worst.level)
+}
+
+/// The same, whether it is beyond its level or not; None: nothing is known.
+pub fn nearest(levels: &Levels, level: &Level) -> Option<Breach> {
     if level.weight == 0 {
         return Some(Breach { of: Quantity::Servers, value: 0.0, level: 1.0 });
     }
@@ -61,7 +66,7 @@ pub fn breach(levels: &Levels, level: &Level) -> Option<Breach> {
     let failures = levels.failures.map(|wanted| (Quantity::Failures, level.failures, wanted));
     let load = levels.load.map(|wanted| (Quantity::Load, load(level), wanted));
     let all = [p90, failures, load].into_iter().flatten().map(|(of, value, level)| Breach { of, value, level });
-    all.filter(|breach| breach.value > breach.level).max_by(|one, other| one.ratio().total_cmp(&other.ratio()))
+    all.max_by(|one, other| one.ratio().total_cmp(&other.ratio()))
 }
 
 /// Whether all is so much better than it should be, `share` of each level, that a server of some weight can be spared.

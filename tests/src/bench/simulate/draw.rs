@@ -35,6 +35,28 @@ pub fn all(directory: &Path) -> Result<()> {
         ];
         plot::panels(&path, title, "seconds", &panels)?;
     }
+    for (name, title, scenario) in [
+        ("surge", "An original, two mirrors; load 0.5, 1.5 and 0.5 of what the original can serve", scenario::surge()),
+        ("swell", "The same; load 0.5 to 2.0 and back in four minutes", scenario::swell()),
+    ] {
+        let run = run(&scenario, &all[1]);
+        let capacity = scenario.servers[0].capacity();
+        let names = ["original", "mirror 1", "mirror 2"];
+        let load = |server: usize| {
+            let point = |(index, moments): (usize, &[super::run::Moment])| {
+                let sum: u64 = moments.iter().map(|moment| moment.servers[server].requests).sum();
+                ((index * 2) as f64, 100.0 * sum as f64 / moments.len() as f64 / capacity)
+            };
+            Line { name: names[server].to_owned(), points: run.series.chunks(2).enumerate().map(point).collect() }
+        };
+        let seconds = (0..run.latencies.len()).step_by(2);
+        let p90 = seconds.map(|at| (at as f64, run.quantile(at..at + 2, 0.9) * 1e3)).collect();
+        let panels = [
+            Panel { y_title: "requests, % of capacity", lines: (0..3).map(load).collect(), logarithmic: false },
+            Panel { y_title: "p90, ms", lines: vec![Line { name: "all".to_owned(), points: p90 }], logarithmic: true },
+        ];
+        plot::panels(&directory.join(format!("simulate-{name}.svg")), title, "seconds", &panels)?;
+    }
     let steady = Scenario { duration: std::time::Duration::from_secs(210), ..scenario::steady(0.7) };
     let of = |policy: &Policy| servers(&run(&steady, policy), |moment| moment.weight);
     let panels = [

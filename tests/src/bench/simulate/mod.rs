@@ -6,6 +6,7 @@
 mod bars;
 mod draw;
 mod gradient;
+mod mirrors;
 mod run;
 mod scenario;
 mod server;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use loadbalancer::quality::tiers;
 
 use self::run::Run;
 use self::server::{Change, Model};
@@ -30,6 +32,9 @@ struct Arguments {
     /// Runs of each scenario, each with other clients; figures are medians
     #[arg(long, default_value_t = 5)]
     rounds: u64,
+    /// Only an original with mirrors
+    #[arg(long)]
+    mirrors: bool,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -44,7 +49,9 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode
 }
 
 fn simulate(arguments: &Arguments) -> Result<bool> {
-    let figures = bars::measure(arguments.rounds.max(1));
+    let rounds = arguments.rounds.max(1);
+    let mut figures = if arguments.mirrors { Vec::new() } else { bars::measure(rounds) };
+    figures.extend(mirrors::measure(rounds));
     if let Some(path) = &arguments.json {
         report::write_json(path, &figures)?;
     }
@@ -96,8 +103,11 @@ enum Passive {
 #[derive(Clone, Debug)]
 struct Scenario {
     servers: Vec<Model>,
-    /// Requests per second of all clients together.
+    /// Requests per second of all clients together, and what becomes of it in the order of time.
     rate: f64,
+    rates: Vec<(Duration, f64)>,
+    /// When lower tiers help the first, if they do.
+    tiers: Option<tiers::Settings>,
     duration: Duration,
     probe_every: Duration,
     probe_timeout: Duration,

@@ -28,6 +28,7 @@ pub struct ServerMoment {
     pub weight: f64,
     /// Share of the requests.
     pub load: f64,
+    pub requests: u64,
 }
 
 impl Run {

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
+use loadbalancer::quality::standby::need::Levels;
+use loadbalancer::quality::tiers;
+
 use super::{Change, Model, Passive, Policy, Scenario};
 
 /// When the first change of a scenario comes, in seconds.
 pub const CHANGE_AT: usize = 30;
+
+/// 90th percentile of latency that the original of a mirrored service is to have.
+pub const LEVEL: Duration = Duration::from_millis(100);
 
 /// Servers under a load, as a part of what they can serve together.
 pub fn under_load(servers: Vec<Model>, load: f64, duration_s: u64) -> Scenario {
@@ -13,6 +19,8 @@ pub fn under_load(servers: Vec<Model>, load: f64, duration_s: u64) -> Scenario {
     Scenario {
         servers,
         rate: load * capacity,
+        rates: Vec::new(),
+        tiers: None,
         duration: Duration::from_secs(duration_s),
         probe_every: Duration::from_millis(250),
         probe_timeout: Duration::from_secs(1),
@@ -95,6 +103,37 @@ pub fn different_with_perfect_weights(load: f64) -> Scenario {
         server.weight = weight;
     }
     scenario
+}
+
+/// An original and two mirrors of the same speed; the load is a part of what the original can serve, and changes at
+/// times in seconds.
+pub fn mirrored(load: f64, loads: &[(usize, f64)], duration_s: u64) -> Scenario {
+    let mirror = Model { tier: 1, ..Model::default() };
+    let servers = vec![Model::default(), mirror.clone(), mirror];
+    let capacity = servers[0].capacity();
+    let levels = Levels { p90: Some(LEVEL), ..Levels::default() };
+    Scenario {
+        rates: loads.iter().map(|(at, load)| (seconds(*at), load * capacity)).collect(),
+        tiers: Some(tiers::Settings { levels, ..tiers::Settings::default() }),
+        ..under_load(servers, load / 3.0, duration_s)
+    }
+}
+
+/// The load is suddenly half as much again as the original can serve, and after a minute and a half half of it.
+pub fn surge() -> Scenario {
+    mirrored(0.5, &[(CHANGE_AT, 1.5), (CHANGE_AT + 90, 0.5)], 240)
+}
+
+/// The load rises to twice what the original can serve in two minutes, and falls again.
+pub fn swell() -> Scenario {
+    let load = |second: usize| 0.5 + 1.5 * (1.0 - (second as f64 - 120.0).abs() / 120.0);
+    let loads: Vec<(usize, f64)> = (0..=240).map(|second| (CHANGE_AT + second, load(second))).collect();
+    mirrored(0.5, &loads, 330)
+}
+
+/// Nothing happens to the load.
+pub fn constant(load: f64) -> Scenario {
+    mirrored(load, &[], 300)
 }
 
 /// Measurements come in late.

@@ -17,6 +17,7 @@ pub struct Model {
     pub distance: Duration,
     /// Weight in the configuration.
     pub weight: u32,
+    pub tier: u8,
     /// What becomes of it, in the order of time.
     pub changes: Vec<(Duration, Change)>,
 }
@@ -40,6 +41,7 @@ impl Default for Model {
             speed: 1.0,
             distance: Duration::ZERO,
             weight: 1,
+            tier: 0,
             changes: Vec::new(),
         }
     }

@@ -1,19 +1,20 @@
 //! The engine: what happens, in the order of time.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use loadbalancer::control::hot::{self, Load};
 use loadbalancer::quality::Settings;
 use loadbalancer::quality::group::{Entry, Event as GroupEvent, Group, Nominal};
 use loadbalancer::quality::signal::{Counts, Failure, Histogram, Kind, Sample, ServerKey};
+use loadbalancer::quality::tiers::{Shared, Tier, Tiers};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::gradient::Gradient;
 use super::run::{Moment, Run, ServerMoment};
-use super::server::{Change, Server};
+use super::server::{Change, Model, Server};
 use super::{Passive, Policy, Scenario};
 
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +43,7 @@ enum Event {
         server: usize,
         change: Change,
     },
+    Rate(f64),
 }
 
 struct Timed {
@@ -98,7 +100,13 @@ struct World<'a> {
     servers: Vec<Server>,
     active: Vec<u32>,
     requests: Vec<Request>,
-    group: Option<Group>,
+    /// Requests per second.
+    rate: f64,
+    /// By tier; none: weights are not measured.
+    groups: BTreeMap<u8, Group>,
+    tiers: Option<Tiers>,
+    /// Weight of each server in the ring of its tier, as published.
+    given: Vec<u32>,
     gradient: Option<Gradient>,
     /// Shares of the ring, summed up.
     ring: Vec<f64>,
@@ -125,7 +133,10 @@ pub fn run(scenario: &Scenario, policy: &Policy) -> Run {
         servers: scenario.servers.iter().map(Server::new).collect(),
         active: vec![0; servers],
         requests: Vec::new(),
-        group: None,
+        rate: scenario.rate,
+        groups: BTreeMap::new(),
+        tiers: None,
+        given: scenario.servers.iter().map(|model| model.weight).collect(),
         gradient: matches!(policy, Policy::Gradient).then(|| Gradient::new(servers)),
         ring: Vec::new(),
         weights: scenario.servers.iter().map(|model| model.weight).collect(),
@@ -143,15 +154,20 @@ pub fn run(scenario: &Scenario, policy: &Policy) -> Run {
 
 impl World<'_> {
     fn begin(&mut self) {
-        let weights: Vec<f64> = self.scenario.servers.iter().map(|model| f64::from(model.weight)).collect();
+        let in_ring = |model: &Model| if model.tier == 0 { f64::from(model.weight) } else { 0.0 };
+        let weights: Vec<f64> = self.scenario.servers.iter().map(in_ring).collect();
         self.set_ring(&weights);
         if matches!(self.policy, Policy::Measured) {
-            let mut group = Group::new(Settings::default(), Duration::ZERO);
             for (index, model) in self.scenario.servers.iter().enumerate() {
                 let nominal = Nominal { weight: model.weight, high_water: None };
+                let new = || Group::new(Settings::default(), Duration::ZERO);
+                let group = self.groups.entry(model.tier).or_insert_with(new);
                 group.set_server(ServerKey(index as u32), nominal, Entry::Known, Duration::ZERO);
             }
-            self.group = Some(group);
+            self.tiers = self.scenario.tiers.clone().map(|settings| Tiers::new(settings, Duration::ZERO));
+        }
+        for (at, rate) in &self.scenario.rates {
+            self.at(at.as_secs_f64(), Event::Rate(*rate));
         }
         for (server, model) in self.scenario.servers.iter().enumerate() {
             for (at, change) in &model.changes {
@@ -203,7 +219,7 @@ impl World<'_> {
                 self.second[server] += 1;
                 let request = self.open(server, false);
                 self.enter(request);
-                let pause = self.exponential(1.0 / self.scenario.rate);
+                let pause = self.exponential(1.0 / self.rate);
                 self.at(self.now + pause, Event::Arrival);
             }
             Event::Enter { request } => {
@@ -247,6 +263,7 @@ impl World<'_> {
                 self.each_second();
                 self.at(self.now + 1.0, Event::Second);
             }
+            Event::Rate(rate) => self.rate = rate,
             Event::Change { server, change } => {
                 self.servers[server].change(change, self.now);
                 self.foresee(server);
@@ -379,23 +396,62 @@ impl World<'_> {
             self.tell(tallies);
         }
         let now = Duration::from_secs_f64(self.now);
-        if let Some(group) = &mut self.group {
+        if matches!(self.policy, Policy::Measured) {
+            self.follow(now);
+        }
+        if let Some(gradient) = &mut self.gradient
+            && let Some(weights) = gradient.step(now)
+        {
+            self.weights = weights.iter().map(|weight| (weight * 1000.0) as u32).collect();
+            self.publish(&weights);
+        }
+    }
+
+    /// A step of the loops, as the controller makes it.
+    fn follow(&mut self, now: Duration) {
+        let mut tiers = Vec::new();
+        let mut first_ring = false;
+        for (tier, group) in &mut self.groups {
+            for (server, active) in self.active.iter().enumerate() {
+                group.set_active(ServerKey(server as u32), *active);
+            }
             let step = group.step(now);
             let ejections = step.events.iter().filter_map(|event| match event {
                 GroupEvent::Ejected { server, .. } => Some((now, server.0 as usize)),
                 _ => None,
             });
             self.run.ejections.extend(ejections);
-            self.weights = step.servers.iter().map(|server| server.load_weight).collect();
-            if step.publish {
-                let weights: Vec<f64> = step.servers.iter().map(|server| f64::from(server.weight)).collect();
-                self.publish(&weights);
+            for server in &step.servers {
+                let index = server.server.0 as usize;
+                self.weights[index] = server.load_weight;
+                if step.publish {
+                    self.given[index] = server.weight;
+                }
+            }
+            first_ring |= step.publish && *tier == 0;
+            let serving = step.servers.iter().filter(|server| server.weight > 0);
+            tiers.push(Tier {
+                tier: *tier,
+                active: group.active(),
+                nominal: group.weight(),
+                servers: serving.map(|server| (server.server, server.weight)).collect(),
+            });
+        }
+        let mut publish = first_ring;
+        if let Some(it) = &mut self.tiers {
+            let step = it.step(&tiers, first_ring, &Shared::from(&Settings::default()), now);
+            publish |= step.publish;
+            if let Some(first) = self.groups.get_mut(&0).filter(|_| step.publish) {
+                first.note_ring(now);
             }
         }
-        if let Some(gradient) = &mut self.gradient
-            && let Some(weights) = gradient.step(now)
-        {
-            self.weights = weights.iter().map(|weight| (weight * 1000.0) as u32).collect();
+        if publish {
+            let weight = |(index, model): (usize, &Model)| match &self.tiers {
+                _ if model.tier == 0 => f64::from(self.given[index]),
+                Some(tiers) => tiers.help(ServerKey(index as u32)).map_or(0.0, |help| f64::from(help.weight)),
+                None => 0.0,
+            };
+            let weights: Vec<f64> = self.scenario.servers.iter().enumerate().map(weight).collect();
             self.publish(&weights);
         }
     }
@@ -412,10 +468,17 @@ impl World<'_> {
             if let Some(gradient) = &mut self.gradient {
                 gradient.measure(server, &tally);
             }
-            let Some(group) = &mut self.group else { continue };
-            let target = ServerKey(server as u32).into();
+            let tier = self.scenario.servers[server].tier;
+            let Some(group) = self.groups.get_mut(&tier) else { continue };
+            let key = ServerKey(server as u32);
+            let target = key.into();
+            let mut tiers = self.tiers.as_mut().filter(|_| group.serves(key));
             for result in tally.probes {
-                group.sample(&Sample { target, kind: Kind::Check, result }, now);
+                let sample = Sample { target, kind: Kind::Check, result };
+                group.sample(&sample, now);
+                if let Some(tiers) = &mut tiers {
+                    tiers.sample(tier, &sample, now);
+                }
             }
             match self.scenario.passive {
                 Passive::Absent => continue,
@@ -423,23 +486,30 @@ impl World<'_> {
                 Passive::Sums => {}
             }
             let Tally { latencies, losses, .. } = tally;
-            group.counts(&Counts { target, kind: Kind::Response, latencies, losses, errors: 0 }, now);
+            let counts = Counts { target, kind: Kind::Response, latencies, losses, errors: 0 };
+            group.counts(&counts, now);
+            if let Some(tiers) = &mut tiers {
+                tiers.counts(tier, &counts, now);
+            }
         }
     }
 
     fn each_second(&mut self) {
-        let loads: Vec<Load> = self
-            .active
-            .iter()
-            .zip(&self.weights)
-            .map(|(active, weight)| Load { active: *active, weight: (*weight).max(1) })
-            .collect();
-        self.marks = hot::marks(&loads);
+        for tier in self.scenario.servers.iter().map(|model| model.tier).collect::<BTreeSet<u8>>() {
+            let members: Vec<usize> =
+                (0..self.servers.len()).filter(|index| self.scenario.servers[*index].tier == tier).collect();
+            let load = |index: &usize| Load { active: self.active[*index], weight: self.weights[*index].max(1) };
+            let loads: Vec<Load> = members.iter().map(load).collect();
+            for (index, mark) in members.into_iter().zip(hot::marks(&loads)) {
+                self.marks[index] = mark;
+            }
+        }
         let all: u64 = self.second.iter().sum();
         let servers = (0..self.servers.len())
             .map(|index| ServerMoment {
                 weight: self.share(index),
                 load: self.second[index] as f64 / all.max(1) as f64,
+                requests: self.second[index],
             })
             .collect();
         self.run.series.push(Moment { servers });
