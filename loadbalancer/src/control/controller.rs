@@ -67,6 +67,8 @@ struct ServerState {
     entry: Entry,
     /// As in the configuration.
     channels: Vec<u8>,
+    /// Some way leads to it; as of the last news of channels or of the network.
+    reachable: bool,
     /// It is to be checked, but not to serve.
     held: bool,
     /// When its health last changed, in ticks: see [`census::affinity`].
@@ -198,6 +200,7 @@ impl Controller {
                         health: None,
                         word: LastWord::default(),
                         channels: Vec::new(),
+                        reachable: false,
                         held: false,
                         entry: match found.get(&id) {
                             Some(found) => *found,
@@ -300,7 +303,19 @@ impl Controller {
         }
         let keys = &self.keys;
         self.channels.retain(|server| keys.contains_key(&server));
-        self.take_channel_events(&events);
+        if !self.take_channel_events(&events) {
+            self.note_reachable();
+        }
+    }
+
+    fn note_reachable(&mut self) {
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
+            for (server, id) in service.servers.iter().zip(ids) {
+                let Some(state) = self.servers.get_mut(id) else { continue };
+                let reach = desire::reach(&self.config, service, server, &state.standing, &self.resolved);
+                state.reachable = reach.trouble.is_none();
+            }
+        }
     }
 
     /// Takes over what the loops of channels say. True: the kernel must be told.
@@ -312,6 +327,7 @@ impl Controller {
             state.standing.slots = self.channels.slots(state.check_key);
             state.standing.cut_off = !self.channels.is_reachable(state.check_key);
         }
+        self.note_reachable();
         for (server, event) in events {
             self.tell_channel_event(*server, event);
         }
@@ -437,9 +453,7 @@ impl Controller {
                         high_water: server.high_water.map(|mark| mark.get()),
                     },
                     entry: state.entry,
-                    up: !state.held
-                        && standing.health.is_none_or(Health::may_serve)
-                        && desire::reach(&self.config, service, server, standing, &self.resolved).trouble.is_none(),
+                    up: !state.held && standing.health.is_none_or(Health::may_serve) && state.reachable,
                     active: number.map_or(0, |number| self.reconciler.active(*number)),
                     word: quality::word(state.word.word()),
                 });
