@@ -18,6 +18,7 @@ use crate::fragment;
 use crate::maps;
 use crate::observe::{self, Key, Replies};
 use crate::parse::{Packet, Part};
+use crate::probe;
 use crate::refuse;
 use crate::verdict::Verdict;
 
@@ -36,7 +37,12 @@ pub fn to_server<F: Family>(
     if found.is_some() {
         chosen = known_flow(service, settings, packet, &found, now);
     }
-    if chosen == NO_BACKEND {
+    if chosen == NO_BACKEND && probe::is_one(ctx, settings) {
+        chosen = probe::server(packet, service_id);
+        if chosen == NO_BACKEND {
+            return Verdict::drop(service_id, Outcome::NoServer);
+        }
+    } else if chosen == NO_BACKEND {
         let client = if service.has(Service::CLIENT_AFFINITY) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {

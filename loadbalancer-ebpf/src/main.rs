@@ -34,6 +34,7 @@ mod icmp;
 mod refuse;
 mod timestamp;
 mod observe;
+mod probe;
 mod forward;
 
 use classify::Class;
@@ -102,14 +103,14 @@ fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         return Verdict::pass(Outcome::NotOurs);
     }
     match classify::classify::<F>(settings, packet) {
-        Class::NotOurs => Verdict::pass(Outcome::NotOurs),
+        Class::NotOurs => probe::reply::<F>(ctx, settings, packet),
         // ---- From here on the frame is ours: it is forwarded, answered, refused or dropped, with a named reason. ----
         Class::ToService(id) => match maps::service(id) {
             Some(service) if service.mode == mode::NAT => nat::to_server::<F>(ctx, settings, packet, id, service),
             Some(service) => dsr::to_server::<F>(ctx, settings, packet, id, service),
             None => Verdict::drop(id, Outcome::Internal),
         },
-        Class::ToNatSource => nat::to_client::<F>(ctx, packet),
+        Class::ToNatSource => nat::to_client::<F>(ctx, settings, packet),
         Class::FromDnatServer(reply) => dnat::to_client::<F>(ctx, settings, packet, reply),
     }
 }

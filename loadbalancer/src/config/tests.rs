@@ -231,7 +231,7 @@ agent = { type = \"json\", port = 9, path = \"/load\", interval = \"5s\" }";
     let http = |host| HttpCheck::new("GET", "/", Some(host), &[200..=399]).expect("it is right");
     let tls = TlsCheck::new(Some("a.example"), Verify::System).expect("it is right");
     let second = Duration::from_secs(1);
-    let monitor = |kind, interval| Monitor { kind, port: None, interval, timeout: second };
+    let monitor = |kind, interval| Monitor { kind, port: None, through: Through::Server, interval, timeout: second };
     let expected = [
         monitor(CheckKind::Icmp, Duration::from_millis(100)),
         monitor(CheckKind::Https(http("a.example:8443"), tls), 2 * second),

@@ -71,6 +71,9 @@ pub enum ProbeError {
     /// The gateway lacks what a probe needs; the operand says what.
     #[error("gateway is out of {0}")]
     OutOf(&'static str),
+    /// What went wrong when the server was asked through the packet path.
+    #[error("through {vip}: {error}")]
+    Through { vip: SocketAddr, error: Box<ProbeError> },
     /// What the system said, where nothing above fits.
     #[error("{0}")]
     Other(String),
@@ -102,6 +105,9 @@ impl ProbeError {
     /// Whether the cause lies in the gateway. Such a failure says nothing about the server, so it does not count
     /// against it: a gateway that runs out of file descriptors must not declare all of its servers dead.
     pub fn is_local(&self) -> bool {
+        if let Self::Through { error, .. } = self {
+            return error.is_local();
+        }
         matches!(
             self,
             Self::NoSource(_)

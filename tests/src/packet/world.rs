@@ -166,6 +166,7 @@ impl World {
         clear(&maps.vips6)?;
         clear(&maps.replies4)?;
         clear(&maps.replies6)?;
+        clear(&maps.probes)?;
         clear(&maps.conntrack4)?;
         clear(&maps.conntrack6)?;
         clear(&maps.fragments4)?;
@@ -191,7 +192,7 @@ impl World {
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
             zero: 0,
             observed_mask: self.kernel().sizes.observed() - 1,
-            pad: 0,
+            prober: 0,
         };
         Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }

@@ -8,4 +8,5 @@ mod failure;
 mod modes;
 mod quality;
 mod signals;
+mod vip;
 mod world;
