@@ -127,7 +127,7 @@ pub fn path(id: u32) -> Option<&'static Path> {
 #[inline(always)]
 pub fn probe(port: u32) -> Option<&'static Probe> {
     // SAFETY: entries are replaced as a whole.
-    unsafe { PROBES.get(&port) }
+    unsafe { PROBES.get(port) }
 }
 
 #[inline(always)]

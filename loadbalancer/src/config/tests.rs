@@ -96,7 +96,7 @@ fn keys_without_default_are_right_in_the_full_example() {
         shown += usize::from(key.is_some());
         text.extend([key.or(header).unwrap_or(line), "\n"]);
     }
-    assert_eq!(shown, 31, "{text}");
+    assert_eq!(shown, 32, "{text}");
     let told: Vec<String> = errors(&text).into_iter().map(|error| error.message).collect();
     assert_eq!(told, ["`gue_port` means nothing in mode nat"]);
 }

@@ -292,7 +292,7 @@ fn vips_to_ask(config: &Config, service: &Service, place: &ServicePlaces, errors
                 errors.add(
                     span.clone(),
                     message,
-                    format!("set `port` in {section} to one on which the service listens"),
+                    format!("set `port` in {section} to a {protocol} port on which the service listens"),
                 );
                 break;
             };

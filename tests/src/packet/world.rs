@@ -382,6 +382,13 @@ impl World {
         Ok(counters.iter().map(|counters| counters.packets).sum())
     }
 
+    /// New flows of a backend, ever.
+    pub fn flows(&self, backend: u16) -> Result<u64> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend), cpus)?;
+        Ok(counters.iter().map(|counters| counters.flows).sum())
+    }
+
     pub fn set_active(&self, backend: u16, active: u64) {
         self.kernel().maps.active.words()[backend as usize].store(active, Ordering::Relaxed);
     }

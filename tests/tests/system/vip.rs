@@ -106,3 +106,117 @@ fn link_pin(world: &World, interface: &str) -> std::path::PathBuf {
     };
     version.join(format!("link-{interface}"))
 }
+
+#[test]
+fn probes_reach_their_own_server_also_if_it_gets_no_flows() {
+    for (mode, ipv6) in [("nat", false), ("dnat", true), ("dsr-l2", false), ("dsr-ipip", true), ("dsr-gue", false)] {
+        println!("{mode} {ipv6}");
+        let mut world = checked(mode, ipv6, HTTP)
+            .with(|setup| {
+                setup.keys += "passive = \"1/1\"\non_server_down = \"reset\"\naffinity = \"client\"\n";
+                setup.server_keys = ["", "weight = 0", "", "tier = 1"];
+            })
+            .up();
+        wait_all_up_or_weightless(&world);
+        world.gateway.ask(&["backend", "drain", "web/server3"]);
+        // One that is down gets none as well, and must come back.
+        world.servers[0].stop(Live::Reset);
+        wait(&world, 0, "down");
+        let before: Vec<u64> = world.servers.iter().map(|server| server.counts().http_requests).collect();
+        let more = |index: usize| world.servers[index].counts().http_requests - before[index];
+        wait_until("all others are asked", SOON, || (1..4).all(|index| more(index) >= 10))
+            .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+        let asked: Vec<u64> = (1..4).map(more).collect();
+        assert!(asked.iter().max() < asked.iter().min().map(|least| least * 2).as_ref(), "{asked:?}");
+        world.servers[0].restart().expect("it starts again");
+        wait(&world, 0, "up");
+        // Nobody else has asked anything, so nothing of it may show as traffic.
+        for server in &world.gateway.snapshot().services[0].servers {
+            assert_eq!((server.flows, server.active), (0, 0), "{mode}: {server:?}");
+        }
+    }
+}
+
+/// As `wait_all_up`, where some servers are not to serve.
+fn wait_all_up_or_weightless(world: &World) {
+    let checked = |snapshot: &snapshot::Snapshot| {
+        snapshot.services[0].servers.iter().all(|server| server.check_latency_us.is_some())
+    };
+    world.gateway.wait("all are checked", checked).unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+}
+
+#[test]
+fn datagrams_and_connections_are_asked_through_the_vip_as_well() {
+    const UDP: &str = "type = \"udp\", send = \"ping\", contains = \"ping\"";
+    for kind in [UDP, "type = \"tcp\", port = 7"] {
+        for (mode, ipv6) in [("nat", true), ("dnat", false), ("dsr-ipip", false)] {
+            let mut world = checked(mode, ipv6, kind).up();
+            wait_all_up(&world);
+            world.servers[2].stop(Live::Reset);
+            wait(&world, 2, "down");
+            assert!([0, 1, 3].iter().all(|index| server(&world, *index).state == "up"), "{kind} {mode}");
+            world.servers[2].restart().expect("it starts again");
+            wait(&world, 2, "up");
+        }
+    }
+}
+
+#[test]
+fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
+    for (mode, ipv6) in [("nat", false), ("dsr-ipip", false)] {
+        let setup = checked(mode, ipv6, HTTP);
+        let direct = Setup { keys: setup.keys.replace("through = \"vip\", ", ""), ..setup.clone() };
+        let mut world = setup.clone().up();
+        wait_all_up(&world);
+        assert_eq!(interfaces(&world).len(), 1);
+        let status = world.gateway.ask(&["status"]);
+        assert!(!status.contains("lbprobe"), "{status}");
+        // A killed one takes it with it; the next makes its own, and the data path forwards all the while.
+        world.gateway.stop(Signal::SIGKILL);
+        world.requests_without_controller(vip(ipv6), 40);
+        world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+        wait_all_up(&world);
+        world.servers[1].stop(Live::Reset);
+        wait(&world, 1, "down");
+        world.servers[1].restart().expect("it starts again");
+        wait(&world, 1, "up");
+        assert_eq!(interfaces(&world).len(), 1);
+        // Nothing asks through the VIP any more, and then again.
+        for (setup, count) in [(&direct, 0), (&setup, 1)] {
+            world.gateway.write(&setup.services(&world.lab)).expect("written");
+            world.gateway.reload().expect("reloaded");
+            wait_until("the interface follows", SOON, || {
+                let pins = link_pins(&world).into_iter().filter(|name| name.contains("lbprobe")).count();
+                (interfaces(&world).len(), pins) == (count, count)
+            })
+            .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+            world.servers[1].stop(Live::Reset);
+            wait(&world, 1, "down");
+            world.servers[1].restart().expect("it starts again");
+            wait(&world, 1, "up");
+        }
+        world.gateway.stop(Signal::SIGTERM);
+        wait_until("the interface goes", SOON, || interfaces(&world).is_empty()).expect("gone");
+        assert!(!link_pins(&world).iter().any(|name| name.contains("lbprobe")));
+        world.requests_without_controller(vip(ipv6), 40);
+        let pins = world.gateway.pins.display().to_string();
+        let detached = world.gateway.cli(&["detach", "--pins", &pins]);
+        assert!(detached.status.success(), "{detached:?}");
+        assert!(!world.gateway.pins.exists());
+    }
+}
+
+/// Interfaces of probers in the gateway's namespace.
+fn interfaces(world: &World) -> Vec<String> {
+    let links = world.lab.gateway.namespace.command("ip").args(["-oneline", "link"]).output().expect("ip is installed");
+    let links = String::from_utf8_lossy(&links.stdout).into_owned();
+    links.lines().filter(|line| line.contains(": lbprobe")).map(str::to_owned).collect()
+}
+
+fn link_pins(world: &World) -> Vec<String> {
+    let link = link_pin(world, "");
+    let directory = link.parent().expect("it is in one");
+    let entries = fs::read_dir(directory).expect("it is there");
+    let names = entries.map(|entry| entry.expect("listed").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("link-")).collect()
+}
