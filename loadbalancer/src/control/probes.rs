@@ -130,6 +130,58 @@ mod tests {
     use crate::config::Config;
 
     #[test]
+    fn what_asks_through_a_vip_asks_it_and_comes_from_where_the_server_answers_to() {
+        let text = |keys: &str| {
+            format!(
+                "[gateway]\ninterfaces = [\"eth0\"]\n{keys}\n
+                [[service]]
+                name = \"web\"
+                mode = \"dsr-ipip\"
+                listen = [\"192.0.2.1:80\"]
+                check = {{ type = \"http\", through = \"vip\" }}
+                monitors = [{{ type = \"icmp\" }}, {{ type = \"tcp\", through = \"vip\" }}]
+                agent = {{ port = 9000 }}
+                [[service.server]]
+                address = \"10.0.0.1\"
+                "
+            )
+        };
+        let parse = |keys| Config::parse("test.toml", &text(keys)).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = parse("");
+        assert!(need_prober(&config));
+        let service = &config.services[0];
+        let server = &service.servers[0];
+        let vip: SocketAddr = ([192, 0, 2, 1], 80).into();
+        let via = Via::default();
+        let check = check(service, server, service.check.as_ref().expect("it is set"), &via).expect("it has a VIP");
+        let targets: Vec<(bool, String)> = [(Part::Check, check)]
+            .into_iter()
+            .chain(besides(service, server, &via))
+            .map(|(part, spec)| (is_through_vip(service, part), spec.target.to_string()))
+            .collect();
+        let (at_vip, at_server) = (|| (true, vip.to_string()), |target: &str| (false, target.to_owned()));
+        assert_eq!(targets, [at_vip(), at_server("10.0.0.1:80"), at_vip(), at_server("10.0.0.1:9000")]);
+
+        let way = desire::ways(&config, server).remove(0);
+        let hop = |source: &str| crate::network::hop::Hop {
+            ifindex: 2,
+            source_mac: [0; 6],
+            destination_mac: [0; 6],
+            tags: Vec::new(),
+            source: source.parse().expect("an address"),
+            mtu: 1500,
+            router: None,
+        };
+        let resolved = |source| Resolved { hops: [(way.clone(), Ok(hop(source)))].into(), ..Resolved::default() };
+        let of = |addr: &str| Some(addr.parse::<IpAddr>().expect("an address"));
+        assert_eq!(source(&config, server, vip, &Resolved::default()), None);
+        assert_eq!(source(&config, server, vip, &resolved("10.0.0.9")), of("10.0.0.9"));
+        assert_eq!(source(&config, server, vip, &resolved("fd00::9")), None);
+        let set = parse("probe_source = [\"fd00::5\", \"10.0.0.5\"]");
+        assert_eq!(source(&set, server, vip, &resolved("10.0.0.9")), of("10.0.0.5"));
+    }
+
+    #[test]
     fn each_probe_asks_at_the_nearest_port_that_is_known() {
         let text = "
             [gateway]

@@ -200,6 +200,17 @@ mod tests {
     }
 
     #[test]
+    fn what_went_through_a_vip_says_so_and_blames_the_same_side() {
+        for (error, text, local) in [
+            (ProbeError::Refused, "through 192.0.2.1:80: connection refused", false),
+            (ProbeError::OutOf("memory"), "through 192.0.2.1:80: gateway is out of memory", true),
+        ] {
+            let error = ProbeError::Through { vip: ([192, 0, 2, 1], 80).into(), error: Box::new(error) };
+            assert_eq!((error.to_string().as_str(), error.is_local()), (text, local));
+        }
+    }
+
+    #[test]
     fn time_outs_say_how_long_and_in_what() {
         for (after, phase, text) in [
             (Duration::from_secs(1), Phase::Connect, "timed out after 1s in connect"),

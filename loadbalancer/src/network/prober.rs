@@ -34,7 +34,10 @@ const INNER: &str = "probe";
 const MTU: u32 = 1500;
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action}, which probes through VIPs need: {source}\nhelp: `loadbalancer doctor` tells what is missing")]
+#[error(
+    "cannot {action}, which probes through VIPs need: {source}\nhelp: they take network namespaces, veth and \
+     CAP_SYS_ADMIN; or ask servers directly, with through = \"server\""
+)]
 pub struct ProberError {
     action: &'static str,
     source: io::Error,

@@ -146,6 +146,25 @@ fn wait_all_up_or_weightless(world: &World) {
 }
 
 #[test]
+fn a_probe_source_is_used_where_it_is_set() {
+    // IPv6 tunnels for an IPv4 VIP; and an address that all but the first server have beyond their gateway.
+    for (mode, ipv6) in [("dsr-ipip", true), ("dnat", false)] {
+        let setup = checked(mode, false, HTTP).with(|setup| setup.outer_v6 = ipv6);
+        let world = setup.up_with("probe_source = [\"10.77.101.1\"]\nprobe_ports = \"62000-62010\"\n");
+        wait_all_up(&world);
+        if mode == "dnat" {
+            // What clients need as well: the way back to what is not on its link.
+            world.lab.servers[1].namespace().ip(&["route del default"]).expect("removed");
+            wait(&world, 1, "down");
+            assert!(answers(&world, 1, ipv6));
+            let gateway = world.lab.servers[1].gateway.ipv4;
+            world.lab.servers[1].namespace().ip(&[format!("route add default via {gateway}")]).expect("added");
+            wait(&world, 1, "up");
+        }
+    }
+}
+
+#[test]
 fn datagrams_and_connections_are_asked_through_the_vip_as_well() {
     const UDP: &str = "type = \"udp\", send = \"ping\", contains = \"ping\"";
     for kind in [UDP, "type = \"tcp\", port = 7"] {
@@ -176,13 +195,10 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
         world.requests_without_controller(vip(ipv6), 40);
         world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
         wait_all_up(&world);
-        world.servers[1].stop(Live::Reset);
-        wait(&world, 1, "down");
-        world.servers[1].restart().expect("it starts again");
-        wait(&world, 1, "up");
+        fails_and_comes_back(&mut world, 1);
         assert_eq!(interfaces(&world).len(), 1);
         // Nothing asks through the VIP any more, and then again.
-        for (setup, count) in [(&direct, 0), (&setup, 1)] {
+        for (setup, count, failing) in [(&direct, 0, 2), (&setup, 1, 3)] {
             world.gateway.write(&setup.services(&world.lab)).expect("written");
             world.gateway.reload().expect("reloaded");
             wait_until("the interface follows", SOON, || {
@@ -190,10 +206,7 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
                 (interfaces(&world).len(), pins) == (count, count)
             })
             .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
-            world.servers[1].stop(Live::Reset);
-            wait(&world, 1, "down");
-            world.servers[1].restart().expect("it starts again");
-            wait(&world, 1, "up");
+            fails_and_comes_back(&mut world, failing);
         }
         world.gateway.stop(Signal::SIGTERM);
         wait_until("the interface goes", SOON, || interfaces(&world).is_empty()).expect("gone");
@@ -204,6 +217,14 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
         assert!(detached.status.success(), "{detached:?}");
         assert!(!world.gateway.pins.exists());
     }
+}
+
+/// One that failed again and again would be ejected when it comes back.
+fn fails_and_comes_back(world: &mut World, server: usize) {
+    world.servers[server].stop(Live::Reset);
+    wait(world, server, "down");
+    world.servers[server].restart().expect("it starts again");
+    wait(world, server, "up");
 }
 
 /// Interfaces of probers in the gateway's namespace.
