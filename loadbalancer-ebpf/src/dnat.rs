@@ -27,7 +27,7 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     let hash = F::hash(settings.seed, packet.dst, vip, packet.dport, vip_port, packet.protocol);
     let found = affinity::find(settings, hash);
     if !found.is_some() {
-        return probe::reply::<F>(ctx, settings, packet);
+        return probe::perhaps_reply::<F>(ctx, packet);
     }
     let now = maps::now() as u16 & TIME_MASK;
     let next =

@@ -37,12 +37,11 @@ pub fn to_server<F: Family>(
     if found.is_some() {
         chosen = known_flow(service, settings, packet, &found, now);
     }
-    if chosen == NO_BACKEND && probe::is_one(ctx, settings) {
-        chosen = probe::server(packet, service_id);
-        if chosen == NO_BACKEND {
-            return Verdict::drop(service_id, Outcome::NoServer);
+    if chosen == NO_BACKEND {
+        if probe::probe_is_one(ctx.ctx) != 0 {
+            probe::elsewhere::<F>(ctx);
+            return Verdict::drop(service_id, Outcome::Internal);
         }
-    } else if chosen == NO_BACKEND {
         let client = if service.has(Service::CLIENT_AFFINITY) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {
@@ -247,7 +246,7 @@ fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32
 
 /// Sends a packet to its server. `before` is the flow's state before the packet.
 #[inline(always)]
-fn send<F: Family>(
+pub fn send<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
     service_id: u16,

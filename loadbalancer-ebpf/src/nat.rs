@@ -133,9 +133,9 @@ pub fn to_server<F: Family>(
 
 /// A packet to an address that we use as source: the reply to a flow of ours, or the kernel's.
 #[inline(always)]
-pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
     let Some(found) = key_in_scratch::<F>(packet).and_then(|tuple| F::translation(tuple)) else {
-        return probe::reply::<F>(ctx, settings, packet);
+        return probe::perhaps_reply::<F>(ctx, packet);
     };
     // SAFETY: conntrack values live until a grace period after their removal.
     let translation = unsafe { &*found };
@@ -220,12 +220,8 @@ fn start<F: Family>(
         return Choice::refused(if is_known { Refusal::ServerGone } else { Refusal::UnknownFlow });
     }
     let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
-    let is_probe = probe::is_one(ctx, settings);
-    let choice = if is_probe {
-        match probe::server(packet, service_id) {
-            NO_BACKEND => Choice::refused(Refusal::NoServer),
-            id => Choice::backend(id),
-        }
+    let choice = if probe::is_one(ctx, settings) {
+        probe::server(probe::word(packet), service_id)
     } else if service.has(Service::CLIENT_AFFINITY) {
         Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
     } else {
@@ -243,14 +239,14 @@ fn start<F: Family>(
         let taken =
             if F::V6 { nat_take_port6(service_backend, attempt) } else { nat_take_port4(service_backend, attempt) };
         if taken != 0 {
-            if !is_probe {
+            if !probe::is_one(ctx, settings) {
                 maps::count_flow(backend);
             }
             return choice;
         }
         attempt += 1;
     }
-    if !is_probe {
+    if !probe::is_one(ctx, settings) {
         maps::release(backend);
     }
     Choice::refused(Refusal::PortsExhausted)

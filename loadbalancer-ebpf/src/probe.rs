@@ -3,13 +3,19 @@
 //! Nothing of a probe is kept but a `nat` flow, without which there would be no reply: its packets carry what tells the
 //! server, so they need no affinity entry, and are never counted as flows.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use loadbalancer_common::backend::{Backend, NO_BACKEND};
+use loadbalancer_common::affinity::state;
+use loadbalancer_common::backend::Backend;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::LastHop;
 use loadbalancer_common::probe::MAC;
-use loadbalancer_common::settings::Settings;
+use loadbalancer_common::service::Vip;
+use loadbalancer_common::settings::{Settings, program};
 
+use crate::admit::{Choice, Refusal};
+use crate::classify;
+use crate::dsr;
 use crate::family::{Family, Rewrite, rewrite};
 use crate::forward;
 use crate::fragment;
@@ -23,37 +29,90 @@ pub fn is_one(ctx: &XdpContext, settings: &Settings) -> bool {
     ctx.ingress_ifindex() as u32 == settings.prober
 }
 
-/// The server that a probe of a service is for, whether it may get flows or not. [`NO_BACKEND`]: none.
+/// See [`is_one`]. Exported, for those who have no stack left for the settings.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn probe_is_one(ctx: *mut xdp_md) -> u32 {
+    maps::settings().is_some_and(|settings| is_one(&XdpContext::new(ctx), settings)) as u32
+}
+
+/// What tells which probe a packet is of.
 #[inline(always)]
-pub fn server<A>(packet: &Packet<A>, service: u16) -> u16 {
-    probe_server(packet.sport.get() as u32, packet.protocol as u32, service as u32) as u16
+pub fn word<A>(packet: &Packet<A>) -> u64 {
+    (packet.protocol as u64) << 16 | packet.sport.get() as u64
+}
+
+/// The server that the probe of a word is for, whether it may get flows or not.
+#[inline(always)]
+pub fn server(word: u64, service: u16) -> Choice {
+    Choice::from_word(probe_server(word, service as u32))
 }
 
 /// See [`server`]. Exported so that the verifier checks it once by itself, not anew for every caller.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn probe_server(port: u32, protocol: u32, service: u32) -> u32 {
-    match maps::probe(port) {
-        Some(probe) if probe.protocol as u32 == protocol && probe.service as u32 == service => {
-            match maps::backend(probe.backend) {
-                Some(backend) if backend.has(Backend::PRESENT) => probe.backend as u32,
-                _ => NO_BACKEND as u32,
-            }
-        }
-        _ => NO_BACKEND as u32,
+pub extern "C" fn probe_server(word: u64, service: u32) -> u32 {
+    if let Some(probe) = maps::probe(word as u16 as u32)
+        && probe.protocol == (word >> 16) as u8
+        && probe.service as u32 == service
+        && maps::backend(probe.backend).is_some_and(|backend| backend.has(Backend::PRESENT))
+    {
+        return Choice::backend(probe.backend).word();
     }
+    Choice::refused(Refusal::NoServer).word()
 }
 
 /// A packet that is of no flow of ours: perhaps the reply to a probe, of which no flow is kept; else the kernel's.
 #[inline(always)]
-pub fn reply<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
-    if settings.prober == 0 { Verdict::pass(Outcome::NotOurs) } else { to_prober::<F>(ctx, settings.prober, packet) }
+pub fn perhaps_reply<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
+    if probe_is_known(packet.dport.get() as u32) != 0 {
+        elsewhere::<F>(ctx);
+    }
+    Verdict::pass(Outcome::NotOurs)
 }
 
-/// See [`reply`].
+/// Goes on in another program, as there is no stack left in the first: with [`handle`].
+#[inline(always)]
+pub fn elsewhere<F: Family>(ctx: &XdpContext) {
+    maps::tail_call(ctx, if F::V6 { program::SPECIAL6 } else { program::SPECIAL4 });
+}
+
+/// A probe that is not of `nat`, or what may be the reply to one.
+#[inline(always)]
+pub fn handle<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+    if is_one(ctx, settings) { to_server::<F>(ctx, settings, packet) } else { to_prober::<F>(ctx, settings, packet) }
+}
+
 #[inline(never)]
-fn to_prober<F: Family>(ctx: &XdpContext, prober: u32, packet: &Packet<F::Addr>) -> Verdict {
+fn to_server<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+    let service_id = match classify::vip::<F>(settings, packet.dst, packet.dport, packet.protocol) {
+        Some(vip) if vip.kind == Vip::SERVICE => vip.service,
+        _ => return Verdict::pass(Outcome::NotOurs),
+    };
+    let Some(service) = maps::service(service_id) else {
+        return Verdict::drop(service_id, Outcome::Internal);
+    };
+    let backend = match server(word(packet), service_id).get() {
+        Ok(backend) => backend,
+        Err(outcome) => return Verdict::drop(service_id, outcome),
+    };
+    let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+    dsr::send::<F>(ctx, packet, service_id, service, backend, hash, state::FREE)
+}
+
+/// Whether a port stands for a probe. Exported, as what it needs would be on the caller's stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn probe_is_known(port: u32) -> u32 {
+    let has_prober = maps::settings().is_some_and(|settings| settings.prober != 0);
+    (has_prober && maps::probe(port).is_some()) as u32
+}
+
+/// See [`perhaps_reply`].
+#[inline(never)]
+fn to_prober<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     let not_ours = Verdict::pass(Outcome::NotOurs);
+    let prober = settings.prober;
     let Some(probe) = maps::probe(packet.dport.get() as u32) else {
         return not_ours;
     };

@@ -35,7 +35,7 @@ fn checked(mode: &'static str, ipv6: bool, kind: &str) -> Setup {
         setup.outer_v6 = ipv6;
         setup.vips = vec![vip(ipv6)];
         setup.keys = format!(
-            "check = {{ {kind}, through = \"vip\", interval = \"100ms\", timeout = \"300ms\", rise = 2, fall = 2 }}\n"
+            "check = {{ {kind}, through = \"vip\", interval = \"100ms\", timeout = \"300ms\", rise = 2, fall = 2 }}\nquality = {{ weights = \"configured\" }}\n"
         );
     })
 }
@@ -192,6 +192,7 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
         assert!(!status.contains("lbprobe"), "{status}");
         // A killed one takes it with it; the next makes its own, and the data path forwards all the while.
         world.gateway.stop(Signal::SIGKILL);
+        wait_until("the interface goes", SOON, || interfaces(&world).is_empty()).expect("gone");
         world.requests_without_controller(vip(ipv6), 40);
         world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
         wait_all_up(&world);
@@ -219,7 +220,6 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
     }
 }
 
-/// One that failed again and again would be ejected when it comes back.
 fn fails_and_comes_back(world: &mut World, server: usize) {
     world.servers[server].stop(Live::Reset);
     wait(world, server, "down");
