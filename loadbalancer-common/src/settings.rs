@@ -28,7 +28,8 @@ pub struct Settings {
     pub zero: u64,
     /// Number of places for watched flows minus one; the number is a power of two.
     pub observed_mask: u32,
-    pub pad: u32,
+    /// Interface by which our own probes come in; zero: there are none.
+    pub prober: u32,
 }
 
 impl Settings {

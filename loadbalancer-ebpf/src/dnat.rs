@@ -15,10 +15,11 @@ use crate::fragment;
 use crate::maps;
 use crate::observe::{self, Key};
 use crate::parse::{Packet, Part};
+use crate::probe;
 use crate::verdict::Verdict;
 
-/// A packet from a server's address and port. Only with an entry of its flow it is a reply; else it is a packet of the
-/// server's own, for the kernel.
+/// A packet from a server's address and port. Only with an entry of its flow it is a reply, or if it answers a
+/// probe; else it is a packet of the server's own, for the kernel.
 #[inline(always)]
 pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>, reply: &Reply) -> Verdict {
     let vip = F::addr(&reply.vip);
@@ -26,7 +27,7 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     let hash = F::hash(settings.seed, packet.dst, vip, packet.dport, vip_port, packet.protocol);
     let found = affinity::find(settings, hash);
     if !found.is_some() {
-        return Verdict::pass(Outcome::NotOurs);
+        return probe::perhaps_reply::<F>(ctx, packet);
     }
     let now = maps::now() as u16 & TIME_MASK;
     let next =

@@ -18,6 +18,7 @@ use crate::fragment;
 use crate::maps;
 use crate::observe::{self, Key, Replies};
 use crate::parse::{Packet, Part};
+use crate::probe;
 use crate::refuse;
 use crate::verdict::Verdict;
 
@@ -37,6 +38,10 @@ pub fn to_server<F: Family>(
         chosen = known_flow(service, settings, packet, &found, now);
     }
     if chosen == NO_BACKEND {
+        if probe::probe_is_one(ctx.ctx) != 0 {
+            probe::elsewhere::<F>(ctx);
+            return Verdict::drop(service_id, Outcome::Internal);
+        }
         let client = if service.has(Service::CLIENT_AFFINITY) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {
@@ -241,7 +246,7 @@ fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32
 
 /// Sends a packet to its server. `before` is the flow's state before the packet.
 #[inline(always)]
-fn send<F: Family>(
+pub fn send<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Addr>,
     service_id: u16,

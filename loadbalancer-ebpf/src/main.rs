@@ -34,6 +34,7 @@ mod icmp;
 mod refuse;
 mod timestamp;
 mod observe;
+mod probe;
 mod forward;
 
 use classify::Class;
@@ -102,7 +103,7 @@ fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         return Verdict::pass(Outcome::NotOurs);
     }
     match classify::classify::<F>(settings, packet) {
-        Class::NotOurs => Verdict::pass(Outcome::NotOurs),
+        Class::NotOurs => probe::perhaps_reply::<F>(ctx, packet),
         // ---- From here on the frame is ours: it is forwarded, answered, refused or dropped, with a named reason. ----
         Class::ToService(id) => match maps::service(id) {
             Some(service) if service.mode == mode::NAT => nat::to_server::<F>(ctx, settings, packet, id, service),
@@ -114,7 +115,7 @@ fn pipeline<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     }
 }
 
-/// What is not a plain TCP or UDP packet: ICMP and later fragments.
+/// What is not a plain TCP or UDP packet: ICMP and later fragments; and our own probes, and their replies.
 #[xdp(frags)]
 pub fn special4(ctx: XdpContext) -> u32 {
     done(&ctx, with_packet::<V4>(&ctx, special::<V4>))
@@ -131,8 +132,10 @@ fn special<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::
         fragment::later::<F>(ctx, packet)
     } else if packet.protocol == F::ICMP {
         icmp::to_us::<F>(ctx, settings, packet)
-    } else {
+    } else if packet.is_special() {
         Verdict::pass(Outcome::NotOurs)
+    } else {
+        probe::handle::<F>(ctx, settings, packet)
     }
 }
 

@@ -17,6 +17,7 @@ use loadbalancer_common::conntrack::{Fragment, FragmentKey, Translation, Tuple};
 use loadbalancer_common::net::{Addr4, Addr6};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS};
 use loadbalancer_common::path::{LastHop, Path};
+use loadbalancer_common::probe::Probe;
 use loadbalancer_common::ring::RingBlock;
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::Settings;
@@ -64,6 +65,9 @@ pub static LAST_HOPS6: LruHashMap<Addr6, LastHop> = LruHashMap::with_max_entries
 /// Next source port to try, per backend: ports are taken in turn, so that each rests as long as possible.
 #[map]
 static NAT_PORTS: Array<u64> = Array::with_max_entries(2, 0);
+/// Our own probes, by source port.
+#[map]
+static PROBES: HashMap<u32, Probe> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 /// Memory for what is too large for the stack.
 #[map]
 static SCRATCH: PerCpuArray<[u64; 48]> = PerCpuArray::with_max_entries(2, 0);
@@ -117,6 +121,13 @@ pub fn backend(id: u16) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn path(id: u32) -> Option<&'static Path> {
     PATHS.get(id)
+}
+
+/// The probe that a port of the prober stands for.
+#[inline(always)]
+pub fn probe(port: u32) -> Option<&'static Probe> {
+    // SAFETY: entries are replaced as a whole.
+    unsafe { PROBES.get(port) }
 }
 
 #[inline(always)]

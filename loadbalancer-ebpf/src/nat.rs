@@ -21,6 +21,7 @@ use crate::fragment;
 use crate::maps;
 use crate::observe::{self, Key, Replies};
 use crate::parse::{self, Packet, Part};
+use crate::probe;
 use crate::refuse;
 use crate::timestamp::{self, Number};
 use crate::verdict::Verdict;
@@ -74,7 +75,7 @@ pub fn to_server<F: Family>(
         // SAFETY: conntrack values live until a grace period after their removal.
         let translation = unsafe { &*found };
         let now = maps::now();
-        if !goes_on(service, settings, packet, translation) {
+        if !goes_on(ctx, service, settings, packet, translation) {
             known = None;
         } else if translation.time != now && refresh::<F>(ctx, packet, found, now) != 0 {
             // Its port is another flow's by now.
@@ -86,7 +87,7 @@ pub fn to_server<F: Family>(
     let found = match known {
         Some(found) => found,
         None => {
-            match start::<F>(ctx, packet, service_id, service, is_known).get() {
+            match start::<F>(ctx, settings, packet, service_id, service, is_known).get() {
                 Ok(_) => {}
                 Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
             }
@@ -98,8 +99,10 @@ pub fn to_server<F: Family>(
     };
     // SAFETY: as above; other CPUs change only state and time, each a word.
     let translation = unsafe { &*found };
-    let next =
-        if packet.is_tcp() { state::after_tcp(translation.state as u8, packet.tcp_flags, true) } else { state::UDP };
+    let mut next = translation.state as u8;
+    if packet.is_tcp() {
+        next = state::after_tcp(next, packet.tcp_flags, true);
+    }
     if next as u32 != translation.state {
         change_state(found, next);
     }
@@ -132,7 +135,7 @@ pub fn to_server<F: Family>(
 #[inline(always)]
 pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
     let Some(found) = key_in_scratch::<F>(packet).and_then(|tuple| F::translation(tuple)) else {
-        return Verdict::pass(Outcome::NotOurs);
+        return probe::perhaps_reply::<F>(ctx, packet);
     };
     // SAFETY: conntrack values live until a grace period after their removal.
     let translation = unsafe { &*found };
@@ -178,20 +181,27 @@ fn of<A: Copy>(translation: &Translation<A>) -> Rewrite<A> {
 
 /// Whether a packet of a known flow is part of it, rather than the first of a new one with the same tuple.
 #[inline(always)]
-fn goes_on<A>(service: &Service, settings: &Settings, packet: &Packet<A>, translation: &Translation<A>) -> bool {
+fn goes_on<A>(
+    ctx: &XdpContext,
+    service: &Service,
+    settings: &Settings,
+    packet: &Packet<A>,
+    translation: &Translation<A>,
+) -> bool {
     let Some(backend) = maps::backend(translation.backend) else {
         return false;
     };
     let flow_state = translation.state as u8;
     if !packet.is_tcp() {
-        return backend.has(Backend::PRESENT) && !backend.has(Backend::DOWN);
+        // One that is over is a probe's: each of its datagrams goes where it is to go now.
+        return backend.has(Backend::PRESENT) && !backend.has(Backend::DOWN) && !state::is_over(flow_state);
     }
     if packet.is_syn() {
         return !state::is_over(flow_state)
             && !backend.has(Backend::DOWN)
             && maps::now().wrapping_sub(translation.time) <= settings.timeouts[flow_state as usize & 7] as u32;
     }
-    admit::keeps_flows(service, backend)
+    admit::keeps_flows(service, backend) || (backend.has(Backend::PRESENT) && probe::is_one(ctx, settings))
 }
 
 /// Starts a flow, whose tuple is in scratch memory: a server, then a source port and both entries.
@@ -200,6 +210,7 @@ fn goes_on<A>(service: &Service, settings: &Settings, packet: &Packet<A>, transl
 #[inline(always)]
 fn start<F: Family>(
     ctx: &XdpContext,
+    settings: &Settings,
     packet: &Packet<F::Addr>,
     service_id: u16,
     service: &Service,
@@ -209,7 +220,9 @@ fn start<F: Family>(
         return Choice::refused(if is_known { Refusal::ServerGone } else { Refusal::UnknownFlow });
     }
     let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
-    let choice = if service.has(Service::CLIENT_AFFINITY) {
+    let choice = if probe::is_one(ctx, settings) {
+        probe::server(probe::word(packet), service_id)
+    } else if service.has(Service::CLIENT_AFFINITY) {
         Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
     } else {
         admit::new_flow(service_id, hash, NO_BACKEND)
@@ -226,12 +239,16 @@ fn start<F: Family>(
         let taken =
             if F::V6 { nat_take_port6(service_backend, attempt) } else { nat_take_port4(service_backend, attempt) };
         if taken != 0 {
-            maps::count_flow(backend);
+            if !probe::is_one(ctx, settings) {
+                maps::count_flow(backend);
+            }
             return choice;
         }
         attempt += 1;
     }
-    maps::release(backend);
+    if !probe::is_one(ctx, settings) {
+        maps::release(backend);
+    }
     Choice::refused(Refusal::PortsExhausted)
 }
 
@@ -288,14 +305,21 @@ pub extern "C" fn nat_open6(ctx: *mut xdp_md, service_backend: u32, l4_l3: u32) 
 #[inline(always)]
 fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
     let (service_id, backend_id) = ((service_backend >> 16) as u16, service_backend as u16);
-    let (Some(scratch), Some(backend), Some(hop)) =
-        (maps::scratch::<Opening<F::Addr>>(), maps::backend(backend_id), parse::last_hop(ctx, l4_l3 as u16))
-    else {
+    let (Some(scratch), Some(settings), Some(backend), Some(hop)) = (
+        maps::scratch::<Opening<F::Addr>>(),
+        maps::settings(),
+        maps::backend(backend_id),
+        parse::last_hop(ctx, l4_l3 as u16),
+    ) else {
         return false;
     };
     // SAFETY: this CPU's own memory, in which the packet's tuple is.
     let opening = unsafe { &mut *scratch };
     fill::<F>(opening, backend, maps::now(), &hop);
+    if probe::is_one(ctx, settings) {
+        // It is no active flow, and gives its port up first.
+        opening.forward.state = state::TCP_CLOSED as u32;
+    }
     (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
     (opening.reply.service, opening.reply.backend) = (service_id, backend_id);
     let timestamps =
@@ -381,7 +405,8 @@ fn take_port<F: Family>(service_backend: u32, attempt: u32) -> bool {
     let opening = unsafe { &mut *scratch };
     opening.forward.sport = Be16::new(port);
     let hash = hash::nat_flow(settings.seed, service_backend as u16, opening.forward.sport, opening.key.protocol);
-    let flags = if is_sampled(hash, service.sample_mask) { SAMPLED } else { 0 };
+    let is_probe = opening.forward.state == state::TCP_CLOSED as u32;
+    let flags = if is_sampled(hash, service.sample_mask) && !is_probe { SAMPLED } else { 0 };
     (opening.forward.flags, opening.reply.flags) = (flags, flags);
     reverse(&mut opening.reply_key, &opening.forward, opening.key.protocol);
     let mut owned = F::insert_translation(&opening.reply_key, &opening.reply, maps::ONLY_NEW);

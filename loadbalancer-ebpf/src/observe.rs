@@ -19,6 +19,7 @@ use network_types::udp::UdpHdr;
 use crate::frame;
 use crate::maps;
 use crate::parse::{Packet, Part};
+use crate::probe;
 
 /// Bytes that a client may send at once (RFC 6928): a request of up to so many is timed from its first segment, as what
 /// follows within may be another request; one of more from its last, as until then it waits for the client.
@@ -114,17 +115,25 @@ pub extern "C" fn observe_client(ctx: *mut xdp_md, key: u64, transport: u64, tar
         // Most segments of clients only acknowledge; they need no look at the flow's entry.
         if let Some(segment) = Segment::read(ctx, transport)
             && (segment.length > 0 || segment.has(tcp_flag::SYN | tcp_flag::RST) || replies == Replies::Told)
+            && !is_probe(ctx)
             && let Some(flow) = Flow::of(key, transport)
         {
             flow.client_segment(who(&flow), replies, &segment);
         }
     } else if replies == Replies::All
         && (transport >> 16) as u16 as usize > UdpHdr::LEN
+        && !is_probe(ctx)
         && let Some(flow) = Flow::of(key, transport)
     {
         flow.client_datagram(who(&flow));
     }
     0
+}
+
+/// Our own probes are no traffic: what they find is told by who sent them.
+#[inline(always)]
+fn is_probe(ctx: *mut xdp_md) -> bool {
+    maps::settings().is_some_and(|settings| probe::is_one(&XdpContext::new(ctx), settings))
 }
 
 /// See [`server`].

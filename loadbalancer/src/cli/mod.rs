@@ -22,6 +22,7 @@ use loadbalancer::control;
 use loadbalancer::control::snapshot::{Change, Snapshot};
 use loadbalancer::dataplane::kernel::{lock_pins, remove_pin_root, remove_pins};
 use loadbalancer::network::Network;
+use loadbalancer::network::prober::interface_name;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -358,7 +359,13 @@ fn detach(pins: &Path) -> Result<()> {
     } {
         remove_pin_root(pins)?;
         // A controller that was killed may have left them.
-        block_on(async { Ok(Network::open().await?.0.remove_policy_routes().await?) })?;
+        let prober = interface_name(pins);
+        block_on(async {
+            let (network, _) = Network::open().await?;
+            network.remove_policy_routes().await?;
+            network.remove_link(&prober).await?;
+            Ok(())
+        })?;
         println!("forwarding has ended; nothing is left in {}", pins.display());
         Ok(())
     } else {

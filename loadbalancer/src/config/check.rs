@@ -5,12 +5,12 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::model::{Agent, Check, Monitor};
+use super::model::{Agent, Check, Monitor, Through};
 use super::parse::set;
 use super::walk::{At, Section, Span};
 use crate::health::{
-    AgentCheck, BodyMatch, CheckKind, CheckSpec, CommandCheck, DnsCheck, HttpCheck, SpecError, Thresholds, TlsCheck,
-    UdpCheck, UdpExpect, Verify, from_hex,
+    AgentCheck, Asks, BodyMatch, CheckKind, CheckSpec, CommandCheck, DnsCheck, HttpCheck, SpecError, Thresholds,
+    TlsCheck, UdpCheck, UdpExpect, Verify, from_hex,
 };
 
 #[derive(Clone, Copy, PartialEq)]
@@ -95,20 +95,33 @@ pub(super) fn check(section: Section<'_, '_>) -> Option<Check> {
     let mut words = KINDS.to_vec();
     words.push(("none", Kind::None));
     let asked = asked(&section, &words, CHECK_PACE);
+    let through = through(&section, asked.as_ref());
     let mut rise = 2;
     let mut fall = 3;
     set(&mut rise, section.number("rise", 1..=1_000));
     set(&mut fall, section.number("fall", 1..=1_000));
     let thresholds = Thresholds { rise: NonZeroU32::new(rise)?, fall: NonZeroU32::new(fall)? };
     section.finish();
-    let Monitor { kind, port, interval, timeout } = asked?;
-    Some(Check { kind, port, interval, timeout, thresholds })
+    let Monitor { kind, port, interval, timeout, .. } = asked?;
+    Some(Check { kind, port, through, interval, timeout, thresholds })
 }
 
 pub(super) fn monitor(section: Section<'_, '_>) -> Option<Monitor> {
     let monitor = asked(&section, &KINDS, CHECK_PACE);
+    let through = through(&section, monitor.as_ref());
     section.finish();
-    monitor
+    Some(Monitor { through, ..monitor? })
+}
+
+fn through(section: &Section<'_, '_>, asked: Option<&Monitor>) -> Through {
+    let mut through = Through::default();
+    set(&mut through, section.choice("through", &[("server", Through::Server), ("vip", Through::Vip)]));
+    if through == Through::Vip && asked.is_some_and(|asked| asked.kind.asks() == Asks::Any) {
+        let message = "`through = \"vip\"` is for checks that ask a TCP or UDP port";
+        let help = "remove it, or set type to tcp, http, https, udp or dns";
+        section.error(section.value_span("through"), message, help);
+    }
+    through
 }
 
 /// What is asked over a channel, with the pace that is usual there.
@@ -170,7 +183,7 @@ fn asked(
             CheckKind::Command(told(section, CommandCheck::new(&parts))?)
         }
     };
-    Some(Monitor { kind, port: port.map(|port| port.value), interval, timeout })
+    Some(Monitor { kind, port: port.map(|port| port.value), through: Through::default(), interval, timeout })
 }
 
 /// Interval and time-out.

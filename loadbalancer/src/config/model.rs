@@ -40,6 +40,10 @@ pub struct Gateway {
     pub hash_seed: Option<u64>,
     /// Firewall mark, and number of the routing table, of the first channel; the others follow.
     pub channel_marks: u32,
+    /// Addresses that probes through VIPs come from, at most one per family; none: the gateway's own on the way to the server.
+    pub probe_source: Vec<IpAddr>,
+    /// Source ports of probes through VIPs: each stands for one.
+    pub probe_ports: RangeInclusive<u16>,
     /// Interface that gets the VIPs as addresses and announces them; none: they are routed here, or assigned by others.
     pub vip_interface: Option<String>,
 }
@@ -185,11 +189,22 @@ pub enum OnServerDown {
     Reset,
 }
 
+/// What a check or monitor asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Through {
+    /// The server at its own address, through the kernel.
+    #[default]
+    Server,
+    /// The VIP, through the packet path, which leads to that server.
+    Vip,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub kind: CheckKind,
-    /// See [`Service::port_of`].
+    /// See [`Service::port_of`] and [`Service::vip_of`].
     pub port: Option<u16>,
+    pub through: Through,
     pub interval: Duration,
     pub timeout: Duration,
     pub thresholds: Thresholds,
@@ -198,8 +213,9 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitor {
     pub kind: CheckKind,
-    /// See [`Service::port_of`].
+    /// See [`Service::port_of`] and [`Service::vip_of`].
     pub port: Option<u16>,
+    pub through: Through,
     pub interval: Duration,
     pub timeout: Duration,
 }
@@ -272,6 +288,28 @@ impl Service {
             Asks::Udp => known.or_else(|| listener(Protocol::Udp)),
             Asks::Any => known.or_else(|| listener(Protocol::Tcp)).or_else(|| listener(Protocol::Udp)).or(Some(0)),
         }
+    }
+
+    /// The VIP at which a server is asked through the packet path: at the probe's own port, else at that of the first listener
+    /// with the protocol that has one. In `nat` and `dnat` it has the server's family; else that one is preferred. None: no
+    /// listener is right.
+    pub fn vip_of(&self, server: IpAddr, kind: &CheckKind, own: Option<u16>) -> Option<SocketAddr> {
+        let protocol = match kind.asks() {
+            Asks::Tcp => Protocol::Tcp,
+            Asks::Udp => Protocol::Udp,
+            Asks::Any => return None,
+        };
+        let same_family = |listen: &&Listen| listen.addr.is_ipv6() == server.is_ipv6();
+        let right = || self.listen.iter().filter(|listen| listen.protocol == protocol);
+        let own_family = right().filter(same_family);
+        let other_family = right().filter(|listen| self.mode.is_dsr() && !same_family(listen));
+        let candidates: Vec<&Listen> = own_family.chain(other_family).collect();
+        let named = |port: Option<u16>| candidates.iter().find(|listen| listen.port == port);
+        let listen = match own {
+            None => candidates.iter().find(|listen| listen.port.is_some()),
+            Some(_) => named(own).or_else(|| named(None)),
+        }?;
+        Some((listen.addr, own.or(listen.port)?).into())
     }
 }
 

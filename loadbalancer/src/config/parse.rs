@@ -40,6 +40,8 @@ const MIN_NAT_PORTS: u16 = 64;
 /// Of a service. Each asks every server, so more would be a mistake.
 const MOST_MONITORS: usize = 16;
 pub(super) const DEFAULT_NAT_PORTS: RangeInclusive<u16> = 10_000..=32_767;
+/// Beyond those that Linux gives to others (`ip_local_port_range`).
+const DEFAULT_PROBE_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 
 impl Config {
     /// Reads a file.
@@ -127,6 +129,8 @@ fn gateway_defaults() -> Gateway {
         pin_directory: "/sys/fs/bpf/loadbalancer".into(),
         hash_seed: None,
         channel_marks: 0x4c42_0000,
+        probe_source: Vec::new(),
+        probe_ports: DEFAULT_PROBE_PORTS,
         vip_interface: None,
     }
 }
@@ -176,6 +180,25 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     }
     gateway.hash_seed = section.number::<i64>("hash_seed", 1..=i64::MAX).map(|seed| seed.value as u64);
     set(&mut gateway.channel_marks, section.number("channel_marks", 256..=0xffff_ff00));
+    for text in section.strings("probe_source", "10.0.0.1").map(|sources| sources.value).unwrap_or_default() {
+        match text.value.parse::<IpAddr>() {
+            Ok(addr) if is_usable(addr) => {
+                if gateway.probe_source.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) {
+                    section.error(text.span, "a second source of the same family", "give one address per family");
+                }
+                gateway.probe_source.push(addr);
+            }
+            _ => {
+                let message = format!("`{}` is no address of a host", text.value);
+                section.error(text.span, message, "give an address of the gateway, such as \"10.0.0.1\"");
+            }
+        }
+    }
+    let ports = section.parsed("probe_ports", "61000-65535", |text| {
+        port_range(text, 1, "it is to be the first and the last port, within 1024-65535")
+    });
+    places.probe_ports = ports.as_ref().map(|ports| ports.span.clone());
+    set(&mut gateway.probe_ports, ports);
     gateway.vip_interface =
         section.string("vip_interface", "eth0").and_then(|name| interface_name(&section, name)).map(|name| name.value);
     section.finish();
@@ -441,14 +464,7 @@ fn nat_keys(section: &Section<'_, '_>, service: &mut Service, place: &mut Servic
         }
     }
     let ports = section.parsed("nat_ports", "10000-32767", |text| {
-        let (first, last) = text.split_once('-').ok_or("it is no range")?;
-        let (first, last) = (first.trim().parse::<u16>(), last.trim().parse::<u16>());
-        match (first, last) {
-            (Ok(first), Ok(last)) if first >= 1024 && last >= first && last - first >= MIN_NAT_PORTS - 1 => {
-                Ok(first..=last)
-            }
-            _ => Err("it is to be at least 64 ports within 1024-65535"),
-        }
+        port_range(text, MIN_NAT_PORTS, "it is to be at least 64 ports within 1024-65535")
     });
     if ports.is_some() {
         useless(section, "nat_ports", service, place, Mode::Nat);
@@ -463,6 +479,15 @@ pub(super) fn is_usable(addr: IpAddr) -> bool {
         IpAddr::V6(addr) => addr.is_unicast_link_local() || addr.to_ipv4_mapped().is_some(),
     };
     !special && !addr.is_unspecified() && !addr.is_multicast() && !addr.is_loopback()
+}
+
+/// So many ports at least, as in `10000-32767`; `rule` says what else is wrong.
+fn port_range(text: &str, fewest: u16, rule: &'static str) -> Result<RangeInclusive<u16>, &'static str> {
+    let (first, last) = text.split_once('-').ok_or("it is no range")?;
+    match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+        (Ok(first), Ok(last)) if first >= 1024 && last >= first && last - first >= fewest - 1 => Ok(first..=last),
+        _ => Err(rule),
+    }
 }
 
 fn parse_listen(text: &str) -> Result<Listen, (String, String)> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dataplane::kernel::Sizes;
-use crate::health::{AgentCheck, CheckKind, HttpCheck, TlsCheck, Verify};
+use crate::health::{AgentCheck, CheckKind, HttpCheck, TlsCheck, UdpCheck, UdpExpect, Verify};
 
 const GATEWAY: &str = "[gateway]\ninterfaces = [\"eth0\"]\n";
 
@@ -97,7 +97,7 @@ fn keys_without_default_are_right_in_the_full_example() {
         shown += usize::from(key.is_some());
         text.extend([key.or(header).unwrap_or(line), "\n"]);
     }
-    assert_eq!(shown, 39, "{text}");
+    assert_eq!(shown, 40, "{text}");
     let told: Vec<String> = errors(&text).into_iter().map(|error| error.message).collect();
     let alone = "all servers of service web are in the same tier, so there is none to help";
     assert_eq!(told, ["`gue_port` means nothing in mode nat", alone]);
@@ -233,7 +233,7 @@ agent = { type = \"json\", port = 9, path = \"/load\", interval = \"5s\" }";
     let http = |host| HttpCheck::new("GET", "/", Some(host), &[200..=399]).expect("it is right");
     let tls = TlsCheck::new(Some("a.example"), Verify::System).expect("it is right");
     let second = Duration::from_secs(1);
-    let monitor = |kind, interval| Monitor { kind, port: None, interval, timeout: second };
+    let monitor = |kind, interval| Monitor { kind, port: None, through: Through::Server, interval, timeout: second };
     let expected = [
         monitor(CheckKind::Icmp, Duration::from_millis(100)),
         monitor(CheckKind::Https(http("a.example:8443"), tls), 2 * second),
@@ -242,6 +242,41 @@ agent = { type = \"json\", port = 9, path = \"/load\", interval = \"5s\" }";
     let check = AgentCheck::json("/load", None).expect("it is right");
     assert_eq!(service.agent, Some(Agent { check, port: 9, interval: 5 * second, timeout: second }));
     assert_eq!(service.check, None);
+}
+
+#[test]
+fn checks_through_vips_take_the_listener_that_is_meant() {
+    let listens = "\"192.0.2.1:*/udp\", \"192.0.2.2:80\", \"192.0.2.3:81\", \"192.0.2.4:*\", \"[2001:db8::1]:80\"";
+    let vips = |mode: &str, server: &str, port: Option<u16>| {
+        let text = service(&format!("mode = \"{mode}\"")).replace("\"192.0.2.1:80\"", listens);
+        let text = text + "[[service.server]]\naddress = \"fd00::1\"\n";
+        let config = Config::parse("x", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        let server = server.parse().expect("an address");
+        let tcp = config.services[0].vip_of(server, &CheckKind::Tcp, port);
+        let udp = UdpCheck::new(b"x".to_vec(), UdpExpect::Anything).expect("it is right");
+        let udp = config.services[0].vip_of(server, &CheckKind::Udp(udp), port);
+        assert_eq!(config.services[0].vip_of(server, &CheckKind::Icmp, port), None);
+        [tcp, udp].map(|vip| vip.map_or("none".to_owned(), |vip| vip.to_string()))
+    };
+    for mode in ["nat", "dsr-ipip"] {
+        for (port, tcp, udp) in [
+            (None, "192.0.2.2:80", "none"),
+            (Some(80), "192.0.2.2:80", "192.0.2.1:80"),
+            (Some(81), "192.0.2.3:81", "192.0.2.1:81"),
+            (Some(82), "192.0.2.4:82", "192.0.2.1:82"),
+        ] {
+            assert_eq!(vips(mode, "10.0.0.1", port), [tcp, udp], "{mode} {port:?}");
+        }
+    }
+    for (mode, port, tcp, udp) in [
+        ("nat", None, "[2001:db8::1]:80", "none"),
+        ("nat", Some(81), "none", "none"),
+        // A tunnel leads to a server of the other family as well.
+        ("dsr-ipip", None, "[2001:db8::1]:80", "none"),
+        ("dsr-ipip", Some(81), "192.0.2.3:81", "192.0.2.1:81"),
+    ] {
+        assert_eq!(vips(mode, "fd00::1", port), [tcp, udp], "{mode} {port:?}");
+    }
 }
 
 #[test]

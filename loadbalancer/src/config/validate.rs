@@ -5,16 +5,18 @@ use std::net::IpAddr;
 
 use super::channel::ChannelPlaces;
 use super::error::Errors;
-use super::model::{Config, Listen, Mode, Protocol, Server, Service};
+use super::model::{Config, Listen, Mode, Protocol, Server, Service, Through};
 use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
 use super::standby::PoolPlaces;
 use super::walk::Span;
-use crate::health::Asks;
+use crate::health::{Asks, CheckKind};
 
 /// Where things stand in the file.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     pub interfaces: Vec<Span>,
+    /// The value of `probe_ports`, if it is set.
+    pub probe_ports: Option<Span>,
     /// The values of `[limits]` that are set, by key.
     pub limits: HashMap<&'static str, Span>,
     pub channels: Vec<ChannelPlaces>,
@@ -53,12 +55,14 @@ pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>
         servers(service, place, errors);
         families(service, place, errors);
         ports(service, place, errors);
+        vips_to_ask(config, service, place, errors);
         channels(config, places, (service, place), errors);
         super::tiers::validate(service, &place.tiers, errors);
     }
     super::standby::validate(config, places, errors);
     addresses(config, places, errors);
     replies(config, places, errors);
+    probe_ports(config, places, errors);
     limits(config, places, errors);
 }
 
@@ -220,12 +224,7 @@ fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
     if service.listen.is_empty() || place.wrong_listens {
         return;
     }
-    let check =
-        service.check.iter().map(|check| ("the check", &check.kind, check.port, &place.check, "[service.check]"));
-    let monitors = service.monitors.iter().zip(&place.monitors);
-    let monitors =
-        monitors.map(|(monitor, span)| ("this monitor", &monitor.kind, monitor.port, span, "[[service.monitors]]"));
-    for (what, kind, port, span, section) in check.chain(monitors) {
+    for Asked { what, kind, port, span, section, .. } in asked(service, place, Through::Server) {
         let portless = |server: &&Server| service.port_of(server, kind, port).is_none();
         if let Some(server) = service.servers.iter().find(portless) {
             // A listener of another protocol says nothing about where.
@@ -236,6 +235,114 @@ fn ports(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
                 title(service)
             );
             errors.add(span.clone(), message, format!("add `port` to {section}"));
+        }
+    }
+}
+
+/// A check or a monitor.
+struct Asked<'a> {
+    what: &'static str,
+    kind: &'a CheckKind,
+    port: Option<u16>,
+    span: &'a Span,
+    section: &'static str,
+}
+
+fn asked<'a>(
+    service: &'a Service,
+    place: &'a ServicePlaces,
+    through: Through,
+) -> impl Iterator<Item = Asked<'a>> + use<'a> {
+    let check = service.check.iter().filter(move |check| check.through == through).map(|check| Asked {
+        what: "the check",
+        kind: &check.kind,
+        port: check.port,
+        span: &place.check,
+        section: "[service.check]",
+    });
+    let monitors = service.monitors.iter().zip(&place.monitors);
+    let monitors = monitors.filter(move |(monitor, _)| monitor.through == through).map(|(monitor, span)| Asked {
+        what: "this monitor",
+        kind: &monitor.kind,
+        port: monitor.port,
+        span,
+        section: "[[service.monitors]]",
+    });
+    check.chain(monitors)
+}
+
+/// What asks through a VIP needs one to ask, and an address to ask from.
+fn vips_to_ask(config: &Config, service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
+    if service.listen.is_empty() || place.wrong_listens || place.wrong_mode {
+        return;
+    }
+    let family = |ipv6: bool| if ipv6 { "IPv6" } else { "IPv4" };
+    for Asked { what, kind, port, span, section } in asked(service, place, Through::Vip) {
+        if kind.asks() == Asks::Any {
+            // Told already.
+            continue;
+        }
+        let protocol = if kind.asks() == Asks::Udp { "UDP" } else { "TCP" };
+        for server in &service.servers {
+            let Some(vip) = service.vip_of(server.addr, kind, port) else {
+                let at = port.map_or_else(|| "with a port".to_owned(), |port| format!("on port {port}"));
+                let message = format!(
+                    "{what} of server {} has no VIP to go through: {} has no {protocol} listener {at} for it",
+                    server.name,
+                    title(service)
+                );
+                errors.add(
+                    span.clone(),
+                    message,
+                    format!("set `port` in {section} to a {protocol} port on which the service listens"),
+                );
+                break;
+            };
+            let has_source = config.gateway.probe_source.iter().any(|source| source.is_ipv6() == vip.is_ipv6());
+            if vip.is_ipv6() != server.addr.is_ipv6() && !has_source {
+                let wanted = family(vip.is_ipv6());
+                let message = format!(
+                    "{what} goes through {vip}, but the way to server {} has {} only",
+                    server.name,
+                    family(server.addr.is_ipv6())
+                );
+                let help = format!(
+                    "add `probe_source` to [gateway]: an {wanted} address of the gateway that its servers answer to"
+                );
+                errors.add(span.clone(), message, help);
+                break;
+            }
+        }
+    }
+}
+
+/// Each probe through a VIP has a source port of its own, which `nat` must not give to a client.
+fn probe_ports(config: &Config, places: &Places, errors: &mut Errors<'_>) {
+    let probes = |service: &Service, place: &ServicePlaces| asked(service, place, Through::Vip).count();
+    let services = || config.services.iter().zip(&places.services);
+    let of_servers: usize = services().map(|(service, place)| probes(service, place) * service.servers.len()).sum();
+    let most_of_pool =
+        services().filter(|(service, _)| service.standby.is_some()).map(|(s, place)| probes(s, place)).max();
+    let used = of_servers + most_of_pool.unwrap_or(0) * config.standby.servers.len();
+    let Some((_, first)) = services().find(|(service, place)| probes(service, place) > 0) else {
+        return;
+    };
+    let ports = &config.gateway.probe_ports;
+    let span = places.probe_ports.as_ref().unwrap_or(&first.service);
+    if used > ports.len() {
+        let message = format!("there are {used} probes through VIPs, but {} source ports for them", ports.len());
+        errors.add(span.clone(), message, "set a wider `probe_ports` in [gateway]");
+    }
+    for (service, _) in services().filter(|(service, _)| service.mode == Mode::Nat) {
+        if ports.start() <= service.nat_ports.end() && service.nat_ports.start() <= ports.end() {
+            let message = format!(
+                "the source ports {}-{} of probes through VIPs are also in `nat_ports` of {}",
+                ports.start(),
+                ports.end(),
+                title(service)
+            );
+            errors.add(span.clone(), message, "set other `probe_ports` in [gateway], or other `nat_ports`");
+            break;
         }
     }
 }

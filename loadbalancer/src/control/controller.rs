@@ -5,6 +5,7 @@ mod attach;
 mod flows;
 mod lease;
 mod operator;
+mod prober;
 mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,7 @@ use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, Kind, ServerKey};
 use crate::quality::tiers::Event as TierEvent;
 
+use prober::ProberState;
 pub(crate) use report::{add_outcomes, now_ms};
 
 /// How often flows are counted.
@@ -101,6 +103,7 @@ pub struct Controller {
     channels: ChannelLoops,
     standby: StandbyPool,
     signals: signals::Tracker,
+    prober: ProberState,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -128,6 +131,7 @@ impl Controller {
     ) -> Self {
         let now = Instant::now();
         let mut controller = Self {
+            prober: ProberState::new(&config),
             file: config.clone(),
             config,
             config_path,
@@ -250,6 +254,7 @@ impl Controller {
     /// Asks all servers what the configuration has; over the best channel where they have some.
     fn follow_probes(&mut self) {
         let config = &self.config;
+        self.prober.begin(config);
         let all = || config.services.iter().flat_map(|service| service.servers.iter().map(move |it| (service, it)));
         let pairs = all().map(|(_, server)| server.channels.len() as u32).sum();
         for (service, server) in all() {
@@ -257,18 +262,32 @@ impl Controller {
             let best = state.standing.slots.as_ref().and_then(channels::most);
             let via = best.map_or_else(Via::default, |position| probes::via(config, position, server.addr));
             let check = service.check.as_ref().and_then(|check| probes::check(service, server, check, &via));
-            let wanted: Vec<(Part, CheckSpec)> = check
+            let mut wanted: Vec<(Part, CheckSpec)> = check
                 .map(|spec| (Part::Check, spec))
                 .into_iter()
                 .chain(probes::besides(service, server, &via))
                 .chain(probes::channels(config, service, server, pairs))
                 .collect();
-            let parts: Vec<Part> = wanted.iter().map(|(part, _)| *part).collect();
+            let mut parts: Vec<Part> = Vec::with_capacity(wanted.len());
+            wanted.retain(|(part, spec)| {
+                let key = ProbeKey { server: state.check_key, part: *part };
+                let mut through = || {
+                    let source = probes::source(config, server, spec.target, &self.resolved);
+                    let id = desire::server_id(service, server);
+                    self.prober.want(key, spec, (id.service, id.backend), source)
+                };
+                let is_through_vip = probes::is_through_vip(service, *part);
+                if !is_through_vip || through() {
+                    parts.push(*part);
+                }
+                !is_through_vip
+            });
             self.checker.keep(state.check_key, &parts);
             for (part, spec) in wanted {
                 self.checker.set(ProbeKey { server: state.check_key, part }, spec);
             }
         }
+        self.prober.end();
     }
 
     /// Brings the loops of channels to configuration and network.
@@ -508,8 +527,13 @@ impl Controller {
 
     fn write(&mut self) {
         let standings = self.servers.iter().map(|(id, state)| (*id, state.standing.clone())).collect();
-        let desired = desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving());
+        let mut desired = desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving());
+        (desired.prober, desired.probes) = self.prober.desired();
         let result = self.reconciler.apply(&desired);
+        if result.is_ok() {
+            // Not before the packet path knows where they go.
+            self.prober.start(&mut self.checker);
+        }
         self.note_apply(result);
     }
 
@@ -569,6 +593,10 @@ impl Controller {
         }
         self.resolved = resolved;
         self.follow_channels();
+        if self.prober.is_open() {
+            // What they come from is known with the way.
+            self.follow_probes();
+        }
         self.apply();
     }
 

@@ -254,7 +254,14 @@ pub fn desired(
             });
         }
     }
-    Desired { seed, timeouts: timeouts(&config.timeouts), redirect_back: resolved.has_veth, services }
+    Desired {
+        seed,
+        timeouts: timeouts(&config.timeouts),
+        redirect_back: resolved.has_veth,
+        services,
+        prober: None,
+        probes: Vec::new(),
+    }
 }
 
 fn backend(

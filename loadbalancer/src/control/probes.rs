@@ -1,10 +1,15 @@
 //! What is asked of each server, from the configuration.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
-use crate::config::{Check, Config, Server, Service};
-use crate::health::{CheckKind, CheckSpec, Part, Via};
+use super::desire;
+use super::resolver::Resolved;
+use crate::config::{Check, Config, Protocol, Server, Service, Through};
+use crate::dataplane::desired::DesiredProbe;
+use crate::health::{Asks, CheckKind, CheckSpec, Part, Via};
+use crate::network::prober::Prober;
 
 /// Probes over channels in a second, of all servers together: beyond that, each is asked less often. They cost some 20 us
 /// each, so this is 4 % of a core.
@@ -12,7 +17,7 @@ const MOST_CHANNEL_PROBES: u32 = 2_000;
 
 /// The check of a server. None: it has no port to ask, which the configuration's validation refuses.
 pub fn check(service: &Service, server: &Server, check: &Check, via: &Via) -> Option<CheckSpec> {
-    let spec = spec(service, server, (&check.kind, check.port), (check.interval, check.timeout))?;
+    let spec = spec(service, server, (&check.kind, check.port, check.through), (check.interval, check.timeout))?;
     Some(CheckSpec { via: via.clone(), ..spec })
 }
 
@@ -26,6 +31,7 @@ pub fn via(config: &Config, position: u8, target: IpAddr) -> Via {
         source: of_family(&channel.source),
         interface: Some(channel.interface.clone()),
         mark: of_family(&channel.next_hop).map(|_| config.gateway.channel_marks + u32::from(position)),
+        prober: None,
     }
 }
 
@@ -35,7 +41,7 @@ pub fn channels(config: &Config, service: &Service, server: &Server, pairs: u32)
     let probe = |position: &u8| {
         let probe = &config.channels.get(usize::from(*position))?.probe;
         let pace = (probe.interval.max(least), probe.timeout);
-        let spec = spec(service, server, (&probe.kind, probe.port), pace)?;
+        let spec = spec(service, server, (&probe.kind, probe.port, Through::Server), pace)?;
         Some((Part::Channel(*position), CheckSpec { via: via(config, *position, server.addr), ..spec }))
     };
     server.channels.iter().filter_map(probe).collect()
@@ -45,24 +51,70 @@ pub fn channels(config: &Config, service: &Service, server: &Server, pairs: u32)
 pub fn besides(service: &Service, server: &Server, via: &Via) -> Vec<(Part, CheckSpec)> {
     let monitors = service.monitors.iter().zip(0..).filter_map(|(monitor, position)| {
         let pace = (monitor.interval, monitor.timeout);
-        Some((Part::Monitor(position), spec(service, server, (&monitor.kind, monitor.port), pace)?))
+        Some((Part::Monitor(position), spec(service, server, (&monitor.kind, monitor.port, monitor.through), pace)?))
     });
     let agent = service.agent.as_ref().and_then(|agent| {
         let kind = CheckKind::Agent(agent.check.clone());
-        Some((Part::Agent, spec(service, server, (&kind, Some(agent.port)), (agent.interval, agent.timeout))?))
+        let pace = (agent.interval, agent.timeout);
+        Some((Part::Agent, spec(service, server, (&kind, Some(agent.port), Through::Server), pace)?))
     });
     monitors.chain(agent).map(|(part, spec)| (part, CheckSpec { via: via.clone(), ..spec })).collect()
+}
+
+/// Whether a part asks the VIP, through the packet path.
+pub fn is_through_vip(service: &Service, part: Part) -> bool {
+    let through = match part {
+        Part::Check => service.check.as_ref().map(|check| check.through),
+        Part::Monitor(position) => service.monitors.get(usize::from(position)).map(|monitor| monitor.through),
+        Part::Agent | Part::Channel(_) => None,
+    };
+    through == Some(Through::Vip)
+}
+
+/// Whether anything is asked through a VIP.
+pub fn need_prober(config: &Config) -> bool {
+    config.services.iter().any(|service| {
+        let monitors = (0..service.monitors.len() as u16).map(Part::Monitor);
+        monitors.chain([Part::Check]).any(|part| is_through_vip(service, part))
+    })
+}
+
+/// Address of the gateway's that a server answers to, for probes through a VIP. None: the way to it is not known.
+pub fn source(config: &Config, server: &Server, vip: SocketAddr, resolved: &Resolved) -> Option<IpAddr> {
+    let of_family = |addr: &IpAddr| addr.is_ipv6() == vip.is_ipv6();
+    let set = config.gateway.probe_source.iter().copied().find(of_family);
+    let way = desire::ways(config, server).into_iter().next()?;
+    let of_way = || way.via.as_ref().and_then(|via| via.source).filter(of_family);
+    let found = || resolved.hops.get(&way)?.as_ref().ok().map(|hop| hop.source).filter(of_family);
+    set.or_else(of_way).or_else(found)
+}
+
+/// A probe through a VIP, and what the packet path has to know of it.
+pub fn through_vip(
+    spec: CheckSpec,
+    server: (u64, u64),
+    (source, port): (IpAddr, NonZeroU16),
+    prober: &Prober,
+) -> (CheckSpec, DesiredProbe) {
+    let protocol = if spec.kind.asks() == Asks::Udp { Protocol::Udp } else { Protocol::Tcp };
+    let probe = DesiredProbe { source: (source, port.get()).into(), vip: spec.target, protocol, server };
+    let via = Via { source: Some(source), prober: Some(prober.clone()), ..Via::default() };
+    (CheckSpec { via, source_port: Some(port), ..spec }, probe)
 }
 
 fn spec(
     service: &Service,
     server: &Server,
-    (kind, port): (&CheckKind, Option<u16>),
+    (kind, port, through): (&CheckKind, Option<u16>, Through),
     (interval, timeout): (Duration, Duration),
 ) -> Option<CheckSpec> {
+    let target = match through {
+        Through::Server => (server.addr, service.port_of(server, kind, port)?).into(),
+        Through::Vip => service.vip_of(server.addr, kind, port)?,
+    };
     Some(CheckSpec {
         kind: kind.clone(),
-        target: (server.addr, service.port_of(server, kind, port)?).into(),
+        target,
         via: Via::default(),
         source_port: None,
         service: service.name.clone(),
@@ -76,6 +128,58 @@ fn spec(
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn what_asks_through_a_vip_asks_it_and_comes_from_where_the_server_answers_to() {
+        let text = |keys: &str| {
+            format!(
+                "[gateway]\ninterfaces = [\"eth0\"]\n{keys}\n
+                [[service]]
+                name = \"web\"
+                mode = \"dsr-ipip\"
+                listen = [\"192.0.2.1:80\"]
+                check = {{ type = \"http\", through = \"vip\" }}
+                monitors = [{{ type = \"icmp\" }}, {{ type = \"tcp\", through = \"vip\" }}]
+                agent = {{ port = 9000 }}
+                [[service.server]]
+                address = \"10.0.0.1\"
+                "
+            )
+        };
+        let parse = |keys| Config::parse("test.toml", &text(keys)).unwrap_or_else(|errors| panic!("{errors}"));
+        let config = parse("");
+        assert!(need_prober(&config));
+        let service = &config.services[0];
+        let server = &service.servers[0];
+        let vip: SocketAddr = ([192, 0, 2, 1], 80).into();
+        let via = Via::default();
+        let check = check(service, server, service.check.as_ref().expect("it is set"), &via).expect("it has a VIP");
+        let targets: Vec<(bool, String)> = [(Part::Check, check)]
+            .into_iter()
+            .chain(besides(service, server, &via))
+            .map(|(part, spec)| (is_through_vip(service, part), spec.target.to_string()))
+            .collect();
+        let (at_vip, at_server) = (|| (true, vip.to_string()), |target: &str| (false, target.to_owned()));
+        assert_eq!(targets, [at_vip(), at_server("10.0.0.1:80"), at_vip(), at_server("10.0.0.1:9000")]);
+
+        let way = desire::ways(&config, server).remove(0);
+        let hop = |source: &str| crate::network::hop::Hop {
+            ifindex: 2,
+            source_mac: [0; 6],
+            destination_mac: [0; 6],
+            tags: Vec::new(),
+            source: source.parse().expect("an address"),
+            mtu: 1500,
+            router: None,
+        };
+        let resolved = |source| Resolved { hops: [(way.clone(), Ok(hop(source)))].into(), ..Resolved::default() };
+        let of = |addr: &str| Some(addr.parse::<IpAddr>().expect("an address"));
+        assert_eq!(source(&config, server, vip, &Resolved::default()), None);
+        assert_eq!(source(&config, server, vip, &resolved("10.0.0.9")), of("10.0.0.9"));
+        assert_eq!(source(&config, server, vip, &resolved("fd00::9")), None);
+        let set = parse("probe_source = [\"fd00::5\", \"10.0.0.5\"]");
+        assert_eq!(source(&set, server, vip, &resolved("10.0.0.9")), of("10.0.0.5"));
+    }
 
     #[test]
     fn each_probe_asks_at_the_nearest_port_that_is_known() {

@@ -24,6 +24,7 @@ use crate::dataplane::kernel::{
 };
 use crate::dataplane::reconcile::Reconciler;
 use crate::metrics;
+use crate::network::prober::{self, Prober};
 use crate::network::{Link, Network, announce};
 
 const BPF_FS: &str = "/sys/fs/bpf";
@@ -78,9 +79,9 @@ pub async fn run(path: &Path) -> Result<()> {
     route_probes(&network, &controller).await;
     controller.on_resolved(known);
     // A start that cannot do what it is told fails; later the same is logged and tried again.
-    let begun = match controller.attach() {
+    let begun = match begin(&network, &mut controller).await {
         Ok(()) => assign_vips(&network, &controller).await,
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     };
     let mut assigned = match begun {
         Ok(assigned) => assigned,
@@ -121,6 +122,7 @@ pub async fn run(path: &Path) -> Result<()> {
                 let reloaded = controller.reload();
                 if reloaded.is_ok() {
                     route_probes(&network, &controller).await;
+                    follow_prober(&network, &mut controller).await;
                     assigned = reassign_vips(&network, &controller, assigned).await;
                 }
                 notify(&[sd_notify::NotifyState::Ready]);
@@ -150,6 +152,7 @@ pub async fn run(path: &Path) -> Result<()> {
                 controller.handle(request).await;
                 if reload {
                     route_probes(&network, &controller).await;
+                    follow_prober(&network, &mut controller).await;
                     assigned = reassign_vips(&network, &controller, assigned).await;
                 }
             }
@@ -162,7 +165,37 @@ pub async fn run(path: &Path) -> Result<()> {
         }
     }
     notify(&[sd_notify::NotifyState::Stopping]);
+    // Without a controller nobody probes.
+    controller.close_prober(true);
     stop(&network, &controller, &assigned).await
+}
+
+/// Attaches to all interfaces, and opens what probes through VIPs need.
+async fn begin(network: &Network, controller: &mut Controller) -> Result<()> {
+    controller.attach()?;
+    if controller.lacks_prober() {
+        open_prober(network, controller).await?;
+    }
+    Ok(())
+}
+
+async fn open_prober(network: &Network, controller: &mut Controller) -> Result<()> {
+    let interface = prober::interface_name(&controller.config.gateway.pin_directory);
+    let prober = Prober::open(network, &interface).await?;
+    controller.open_prober(prober)?;
+    controller.apply();
+    Ok(())
+}
+
+/// After a reload. What goes wrong is shown by `status`; the next reload tries again.
+async fn follow_prober(network: &Network, controller: &mut Controller) {
+    if controller.lacks_prober() {
+        if let Err(error) = open_prober(network, controller).await {
+            controller.miss_prober(format!("{error:#}"));
+        }
+    } else {
+        controller.close_prober(false);
+    }
 }
 
 /// What goes wrong is logged; probes then fail with a reason of their own.
@@ -256,7 +289,7 @@ fn seed(config: &Config, reconciler: &Reconciler) -> Result<u64> {
 fn forget_unwanted_links(controller: &Controller) {
     let gateway = &controller.config.gateway;
     for name in pinned_interfaces(&gateway.pin_directory) {
-        if !gateway.interfaces.iter().any(|interface| interface.name == name) {
+        if !gateway.interfaces.iter().any(|interface| interface.name == name) && !controller.probes_from(&name) {
             match crate::dataplane::kernel::remove_link(&gateway.pin_directory, &name) {
                 Ok(()) => tracing::info!(interface = %name, "detached: not in the configuration any more"),
                 Err(error) => tracing::error!(interface = %name, %error, "cannot detach"),

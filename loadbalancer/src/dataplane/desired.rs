@@ -1,7 +1,7 @@
 //! What the kernel's maps should say, without the numbers that things have there.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use loadbalancer_common::path::Path;
 use loadbalancer_common::settings::TIMEOUTS;
@@ -17,6 +17,19 @@ pub struct Desired {
     /// See [`loadbalancer_common::settings::Settings::REDIRECT_BACK`].
     pub redirect_back: bool,
     pub services: Vec<DesiredService>,
+    /// Interface by which our own probes come in; none: there are none.
+    pub prober: Option<u32>,
+    pub probes: Vec<DesiredProbe>,
+}
+
+/// A probe through a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredProbe {
+    pub source: SocketAddr,
+    pub vip: SocketAddr,
+    pub protocol: Protocol,
+    /// Identities of the service and of the backend that it is for.
+    pub server: (u64, u64),
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -19,6 +19,7 @@ use loadbalancer_common::conntrack::{Fragment, FragmentKey, Translation, Tuple};
 use loadbalancer_common::net::{Addr4, Addr6};
 use loadbalancer_common::outcome::OutcomeCounters;
 use loadbalancer_common::path::{LastHop, Path};
+use loadbalancer_common::probe::Probe;
 use loadbalancer_common::ring::{BLOCK_SLOTS, RingBlock, SLOT_BLOCKS};
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::{Settings, program as index};
@@ -78,7 +79,7 @@ impl Sizes {
         (self.flows.max(self.nat_flows) / 64).clamp(1 << 10, 1 << 16).next_power_of_two()
     }
 
-    fn entries(&self) -> [(&'static str, u32); 24] {
+    fn entries(&self) -> [(&'static str, u32); 25] {
         [
             ("PROGRAMS", index::COUNT),
             ("SETTINGS", 1),
@@ -101,6 +102,8 @@ impl Sizes {
             ("LAST_HOPS4", self.flows.min(262_144)),
             ("LAST_HOPS6", self.flows.min(262_144)),
             ("NAT_PORTS", self.backends + 1),
+            // One for each port; memory is taken as they come.
+            ("PROBES", 1 << 16),
             ("OUTCOMES", self.services + 1),
             ("BACKEND_COUNTERS", self.backends + 1),
             ("OBSERVED", self.observed()),
@@ -201,6 +204,7 @@ pub struct Maps {
     pub fragments6: Map<FragmentKey<Addr6>, Fragment<Addr6>>,
     pub last_hops4: Map<Addr4, LastHop>,
     pub last_hops6: Map<Addr6, LastHop>,
+    pub probes: Map<u32, Probe>,
     pub outcomes: Map<u32, OutcomeCounters>,
     pub backend_counters: Map<u32, BackendCounters>,
     pub observed: Map<u32, Observed>,
@@ -557,6 +561,7 @@ impl Maps {
             fragments6: take.map("FRAGMENTS6")?,
             last_hops4: take.map("LAST_HOPS4")?,
             last_hops6: take.map("LAST_HOPS6")?,
+            probes: take.map("PROBES")?,
             outcomes: take.map("OUTCOMES")?,
             backend_counters: take.map("BACKEND_COUNTERS")?,
             observed: take.map("OBSERVED")?,

@@ -13,12 +13,13 @@ use loadbalancer_common::backend::{Backend, BackendCounters, PATH_SLOTS};
 use loadbalancer_common::net::{AnyAddr, Be16, protocol};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS as OUTCOME_SLOTS};
 use loadbalancer_common::path::Path;
+use loadbalancer_common::probe::Probe;
 use loadbalancer_common::ring::{RingBlock, RingRef, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
 
 use super::census;
-use super::desired::{Desired, DesiredBackend, DesiredService};
+use super::desired::{Desired, DesiredBackend, DesiredProbe, DesiredService};
 use super::kernel::{Kernel, Maps};
 use super::map::MapError;
 use super::signals::Source;
@@ -52,6 +53,8 @@ struct Actual {
     backends: Vec<Backend>,
     vips: BTreeMap<Target, Vip>,
     replies: BTreeMap<Target, Reply>,
+    /// By source port.
+    probes: BTreeMap<u32, Probe>,
 }
 
 /// The ring of one tier of a service.
@@ -191,7 +194,8 @@ impl Reconciler {
             + found.services.iter().zip(&believed.services).filter(|(found, believed)| found != believed).count()
             + found.backends.iter().zip(&believed.backends).filter(|(found, believed)| found != believed).count()
             + different(&found.vips, &believed.vips)
-            + different(&found.replies, &believed.replies);
+            + different(&found.replies, &believed.replies)
+            + different(&found.probes, &believed.probes);
         for (id, believed) in &self.paths {
             let found = self.kernel.maps.paths.get(id)?;
             if found.as_ref() != Some(believed) {
@@ -275,6 +279,7 @@ impl Reconciler {
         self.write_vips(&vips)?;
         self.remove_vips(&vips)?;
         self.remove_replies(&replies)?;
+        self.write_probes(desired)?;
         self.remove_rest(desired)?;
         self.write_settings(desired, flags)
     }
@@ -287,7 +292,7 @@ impl Reconciler {
             timeouts: desired.timeouts,
             zero: 0,
             observed_mask: self.kernel.sizes.observed() - 1,
-            pad: 0,
+            prober: desired.prober.unwrap_or(0),
         };
         if settings != self.actual.settings {
             self.kernel.maps.settings.set(&0, &settings)?;
@@ -588,6 +593,54 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Our own probes: what is not wanted any more goes first, as a port may stand for another server now.
+    fn write_probes(&mut self, desired: &Desired) -> Result<(), ReconcileError> {
+        let wanted: BTreeMap<u32, Probe> = desired
+            .probes
+            .iter()
+            .filter_map(|probe| Some((u32::from(probe.source.port()), self.probe(desired, probe)?)))
+            .collect();
+        let unwanted: Vec<u32> = self.actual.probes.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for port in unwanted {
+            self.kernel.maps.probes.remove(&port)?;
+            self.actual.probes.remove(&port);
+            self.writes += 1;
+        }
+        for (port, probe) in wanted {
+            if self.actual.probes.get(&port) != Some(&probe) {
+                self.kernel.maps.probes.set(&port, &probe)?;
+                self.actual.probes.insert(port, probe);
+                self.writes += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// None: its server is not in the kernel.
+    fn probe(&self, desired: &Desired, probe: &DesiredProbe) -> Option<Probe> {
+        let service = *self.numbers.services.get(&probe.server.0)?;
+        let number = *self.numbers.backends.get(&probe.server)?;
+        let backend = self.actual.backends.get(usize::from(number))?;
+        let mode = desired.services.iter().find(|service| service.identity == probe.server.0)?.mode;
+        let (replier, replier_port) = match mode {
+            mode::NAT => (AnyAddr::zeroed(), Be16(0)),
+            mode::DNAT if backend.port.get() == 0 => (backend.addr, Be16::new(probe.vip.port())),
+            mode::DNAT => (backend.addr, backend.port),
+            _ => (AnyAddr::from(probe.vip.ip()), Be16::new(probe.vip.port())),
+        };
+        Some(Probe {
+            source: probe.source.ip().into(),
+            vip: probe.vip.ip().into(),
+            replier,
+            vip_port: Be16::new(probe.vip.port()),
+            replier_port,
+            service,
+            backend: number,
+            protocol: probe.protocol.number(),
+            pad: [0; 7],
+        })
+    }
+
     /// Services and backends that are not desired: switched off, their flows forgotten, then their numbers given up.
     fn remove_rest(&mut self, desired: &Desired) -> Result<(), ReconcileError> {
         let wanted: HashSet<(u64, u64)> = desired
@@ -678,6 +731,9 @@ impl Actual {
         maps.replies6.for_each(|key, reply| {
             actual.replies.insert(target6(key), *reply);
         })?;
+        maps.probes.for_each(|port, probe| {
+            actual.probes.insert(*port, *probe);
+        })?;
         Ok(actual)
     }
 }
@@ -730,7 +786,7 @@ fn flags(desired: &Desired) -> u32 {
     flags
 }
 
-fn different<V: PartialEq>(found: &BTreeMap<Target, V>, believed: &BTreeMap<Target, V>) -> usize {
+fn different<K: Ord, V: PartialEq>(found: &BTreeMap<K, V>, believed: &BTreeMap<K, V>) -> usize {
     let keys: BTreeSet<_> = found.keys().chain(believed.keys()).collect();
     keys.into_iter().filter(|key| found.get(key) != believed.get(key)).count()
 }

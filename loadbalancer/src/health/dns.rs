@@ -114,7 +114,7 @@ fn name_of(code: ResponseCode) -> String {
 
 /// Asks, and judges the answer.
 pub(super) async fn ask(spec: &CheckSpec, check: &DnsCheck, limit: &TimeLimit) -> Result<(), ProbeError> {
-    let socket = socket::datagrams(spec)?;
+    let socket = socket::datagrams(spec).await?;
     let id = RandomState::new().hash_one(spec.target) as u16;
     let query = check.query(id).to_vec().map_err(|error| ProbeError::Other(error.to_string()))?;
     let mut datagram = udp::exchange(&socket, &query, limit).await?;

@@ -71,6 +71,9 @@ pub enum ProbeError {
     /// The gateway lacks what a probe needs; the operand says what.
     #[error("gateway is out of {0}")]
     OutOf(&'static str),
+    /// What went wrong when the server was asked through the packet path.
+    #[error("through {vip}: {error}")]
+    Through { vip: SocketAddr, error: Box<ProbeError> },
     /// What the system said, where nothing above fits.
     #[error("{0}")]
     Other(String),
@@ -102,6 +105,9 @@ impl ProbeError {
     /// Whether the cause lies in the gateway. Such a failure says nothing about the server, so it does not count
     /// against it: a gateway that runs out of file descriptors must not declare all of its servers dead.
     pub fn is_local(&self) -> bool {
+        if let Self::Through { error, .. } = self {
+            return error.is_local();
+        }
         matches!(
             self,
             Self::NoSource(_)
@@ -189,6 +195,17 @@ mod tests {
             (libc::EPERM, "Operation not permitted (os error 1)", false),
         ] {
             let error = ProbeError::from_io(&io::Error::from_raw_os_error(errno));
+            assert_eq!((error.to_string().as_str(), error.is_local()), (text, local));
+        }
+    }
+
+    #[test]
+    fn what_went_through_a_vip_says_so_and_blames_the_same_side() {
+        for (error, text, local) in [
+            (ProbeError::Refused, "through 192.0.2.1:80: connection refused", false),
+            (ProbeError::OutOf("memory"), "through 192.0.2.1:80: gateway is out of memory", true),
+        ] {
+            let error = ProbeError::Through { vip: ([192, 0, 2, 1], 80).into(), error: Box::new(error) };
             assert_eq!((error.to_string().as_str(), error.is_local()), (text, local));
         }
     }

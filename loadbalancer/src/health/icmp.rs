@@ -19,7 +19,7 @@ const TOKEN: usize = 8;
 /// Sends an echo request and waits for the reply to it.
 pub(super) async fn echo(spec: &CheckSpec, limit: &TimeLimit) -> Result<(), ProbeError> {
     // Tokio has no type for sockets of this kind, but they send and receive datagrams as those of UDP do.
-    let socket = UdpSocket::from_std(open(spec)?.into()).map_err(|error| ProbeError::from_io(&error))?;
+    let socket = UdpSocket::from_std(open(spec).await?.into()).map_err(|error| ProbeError::from_io(&error))?;
     let random = RandomState::new().hash_one(spec.target);
     let echo = Echo { ipv6: spec.target.is_ipv6(), token: random.to_be_bytes() };
     let mut received = udp::exchange(&socket, &echo.request(), limit).await?;
@@ -30,11 +30,11 @@ pub(super) async fn echo(spec: &CheckSpec, limit: &TimeLimit) -> Result<(), Prob
 }
 
 /// A ping socket where the system allows it, because it gets the replies to its own requests only; else a raw one.
-fn open(spec: &CheckSpec) -> Result<Socket, ProbeError> {
+async fn open(spec: &CheckSpec) -> Result<Socket, ProbeError> {
     let protocol = if spec.target.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
-    let socket = match socket::open(spec, Type::DGRAM, Some(protocol)) {
+    let socket = match socket::open(spec, Type::DGRAM, Some(protocol)).await {
         Ok(socket) => socket,
-        Err(_) => socket::open(spec, Type::RAW, Some(protocol))?,
+        Err(_) => socket::open(spec, Type::RAW, Some(protocol)).await?,
     };
     socket::bind(&socket, spec, None)?;
     let mut target = spec.target;

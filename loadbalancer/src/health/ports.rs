@@ -25,6 +25,11 @@ impl SourcePorts {
         Self { next: *range.start(), range, owners: BTreeMap::new(), ports: HashMap::new() }
     }
 
+    /// All ports, taken or not.
+    pub fn range(&self) -> &RangeInclusive<u16> {
+        &self.range
+    }
+
     /// The port of a probe, from now on until it is released. None: all are taken.
     pub fn reserve(&mut self, key: ProbeKey) -> Option<NonZeroU16> {
         if let Some(port) = self.ports.get(&key) {

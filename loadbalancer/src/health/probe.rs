@@ -32,6 +32,14 @@ pub struct Answer {
 /// # Errors
 /// Why the check failed; see [`ProbeError::is_local`] for those that say nothing about the server.
 pub async fn probe(spec: &CheckSpec) -> Result<Answer, ProbeError> {
+    let result = ask(spec).await;
+    if spec.via.prober.is_none() {
+        return result;
+    }
+    result.map_err(|error| ProbeError::Through { vip: spec.target, error: Box::new(error) })
+}
+
+async fn ask(spec: &CheckSpec) -> Result<Answer, ProbeError> {
     // What the gateway reads for itself is not the server's time.
     let tls = match &spec.kind {
         CheckKind::Https(_, check) => {

@@ -745,7 +745,7 @@ async fn probes_take_the_way_that_is_set_where_they_may() {
         let expected = if allowed { Ok(()) } else { Err(refused) };
         assert_eq!(probe(&asked).await.map(|_| ()), expected, "{via:?}");
         if allowed {
-            let socket = super::socket::open(&asked, Type::DGRAM, None).unwrap();
+            let socket = super::socket::open(&asked, Type::DGRAM, None).await.unwrap();
             let interface = socket.device().unwrap().map(|name| String::from_utf8(name).unwrap());
             let mark = Some(socket.mark().unwrap()).filter(|mark| *mark != 0);
             assert_eq!((interface, mark), (via.interface, via.mark));

@@ -22,7 +22,7 @@ pub(super) enum Handshake {
 
 /// A connection to the target. It ends in a reset, see the module `probe`.
 pub(super) async fn connect(spec: &CheckSpec, handshake: Handshake) -> Result<TcpStream, ProbeError> {
-    let socket = open(spec, Type::STREAM, Some(Protocol::TCP))?;
+    let socket = open(spec, Type::STREAM, Some(Protocol::TCP)).await?;
     let options = || -> io::Result<()> {
         socket.set_linger(Some(Duration::ZERO))?;
         if handshake == Handshake::HeldBack {
@@ -37,17 +37,21 @@ pub(super) async fn connect(spec: &CheckSpec, handshake: Handshake) -> Result<Tc
 }
 
 /// A socket that takes datagrams from the target only.
-pub(super) fn datagrams(spec: &CheckSpec) -> Result<UdpSocket, ProbeError> {
-    let socket = open(spec, Type::DGRAM, Some(Protocol::UDP))?;
+pub(super) async fn datagrams(spec: &CheckSpec) -> Result<UdpSocket, ProbeError> {
+    let socket = open(spec, Type::DGRAM, Some(Protocol::UDP)).await?;
     bind(&socket, spec, spec.source_port)?;
     socket.connect(&spec.target.into()).map_err(|error| ProbeError::from_io(&error))?;
     UdpSocket::from_std(socket.into()).map_err(|error| ProbeError::from_io(&error))
 }
 
 /// A socket that is bound to nothing yet but what [`super::Via`] says of interface and mark.
-pub(super) fn open(spec: &CheckSpec, kind: Type, protocol: Option<Protocol>) -> Result<Socket, ProbeError> {
-    let socket = Socket::new(Domain::for_address(spec.target), kind.nonblocking().cloexec(), protocol)
-        .map_err(|error| ProbeError::from_open(&error))?;
+pub(super) async fn open(spec: &CheckSpec, kind: Type, protocol: Option<Protocol>) -> Result<Socket, ProbeError> {
+    let (domain, kind) = (Domain::for_address(spec.target), kind.nonblocking().cloexec());
+    let socket = match &spec.via.prober {
+        Some(prober) => prober.socket(domain, kind, protocol).await,
+        None => Socket::new(domain, kind, protocol),
+    };
+    let socket = socket.map_err(|error| ProbeError::from_open(&error))?;
     if let Some(interface) = &spec.via.interface {
         socket
             .bind_device(Some(interface.as_bytes()))

@@ -17,6 +17,7 @@ use super::command::CommandCheck;
 use super::dns::DnsCheck;
 use super::tls::TlsCheck;
 use super::udp::UdpCheck;
+use crate::network::prober::Prober;
 
 /// What is asked of one server, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Via {
     pub interface: Option<String>,
     /// Firewall mark that policy routing tells the way by (`SO_MARK`).
     pub mark: Option<u32>,
+    /// The namespace to ask from, through the packet path: the target is a VIP then.
+    pub prober: Option<Prober>,
 }
 
 impl CheckSpec {

@@ -71,7 +71,7 @@ pub fn from_hex(text: &str) -> Result<Vec<u8>, SpecError> {
 
 /// Sends the datagram and judges the first answer: it has come to the port of this probe alone, from the target alone.
 pub(super) async fn ask(spec: &CheckSpec, check: &UdpCheck, limit: &TimeLimit) -> Result<(), ProbeError> {
-    let socket = socket::datagrams(spec)?;
+    let socket = socket::datagrams(spec).await?;
     let answer = exchange(&socket, &check.send, limit).await?;
     check.expect.judge(&answer)
 }

@@ -9,6 +9,7 @@ pub mod facts;
 pub mod header;
 pub mod hop;
 pub mod policy;
+pub mod prober;
 mod table;
 
 pub use announce::announce;

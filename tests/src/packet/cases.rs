@@ -189,6 +189,7 @@ pub fn all() -> Vec<Case> {
         super::repair::add(&mut cases, family);
         super::ends::add(&mut cases, family);
         super::signals::add(&mut cases, family);
+        super::probes::add(&mut cases, family);
     }
     cases
 }

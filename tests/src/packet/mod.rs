@@ -15,6 +15,7 @@ mod hot;
 mod repair;
 mod ends;
 mod signals;
+mod probes;
 pub mod runner;
 
 pub use runner::main;

@@ -166,6 +166,7 @@ impl World {
         clear(&maps.vips6)?;
         clear(&maps.replies4)?;
         clear(&maps.replies6)?;
+        clear(&maps.probes)?;
         clear(&maps.conntrack4)?;
         clear(&maps.conntrack6)?;
         clear(&maps.fragments4)?;
@@ -191,7 +192,7 @@ impl World {
             timeouts: seconds.map(|s| ticks_of_seconds(s) as u16),
             zero: 0,
             observed_mask: self.kernel().sizes.observed() - 1,
-            pad: 0,
+            prober: 0,
         };
         Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
@@ -379,6 +380,13 @@ impl World {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend), cpus)?;
         Ok(counters.iter().map(|counters| counters.packets).sum())
+    }
+
+    /// New flows of a backend, ever.
+    pub fn flows(&self, backend: u16) -> Result<u64> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend), cpus)?;
+        Ok(counters.iter().map(|counters| counters.flows).sum())
     }
 
     pub fn set_active(&self, backend: u16, active: u64) {

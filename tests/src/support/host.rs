@@ -73,6 +73,12 @@ impl Host {
         }])
     }
 
+    /// Takes a virtual address away again.
+    pub fn remove_vip(&self, vip: IpAddr) -> Result<(), NetnsError> {
+        let prefix = if vip.is_ipv4() { 32 } else { 128 };
+        self.near.namespace.ip(&[format!("addr del {vip}/{prefix} dev lo")])
+    }
+
     /// Changes what the host does with received frames; `None` leaves its XDP hook free.
     pub fn set_receive(&self, receive: Option<Receive>) -> Result<(), XdpError> {
         let mut link = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +96,12 @@ impl Host {
         let decap = self.namespace().run(attach)??;
         *self.decap.lock().unwrap_or_else(PoisonError::into_inner) = Some(decap);
         Ok(())
+    }
+
+    /// Has the host take tunnelled packets as they are, which is to drop them.
+    pub fn remove_decap(&self) -> Result<(), XdpError> {
+        *self.decap.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set_receive(Some(Receive::Pass))
     }
 
     /// Sets the MTU of both ends of the host's link, in bytes. A relay on the link keeps its own.

@@ -9,4 +9,5 @@ mod modes;
 mod quality;
 mod signals;
 mod tiers;
+mod vip;
 mod world;

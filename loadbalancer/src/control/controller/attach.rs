@@ -52,7 +52,7 @@ impl Controller {
         first
     }
 
-    fn attach_one(&mut self, interface: &Interface) -> Result<Attached, KernelError> {
+    pub(super) fn attach_one(&mut self, interface: &Interface) -> Result<Attached, KernelError> {
         let index = crate::dataplane::kernel::interface_index(&interface.name)?;
         let kernel = self.reconciler.kernel_mut();
         let mut attach = |mode| kernel.attach(&interface.name, mode).map(|mode| Attached { index, mode });

@@ -240,7 +240,7 @@ impl Controller {
             adopted: self.reconciler.kernel().adopted,
             interfaces: interfaces.collect(),
             reload_error: self.reload_error.clone(),
-            warnings: self.apply_error.iter().cloned().collect(),
+            warnings: self.apply_error.iter().chain(self.prober.error()).cloned().collect(),
             map_writes: self.reconciler.writes,
             repairs: self.repairs,
         }

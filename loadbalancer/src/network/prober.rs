@@ -1,0 +1,302 @@
+//! Where the sockets of probes through VIPs are: a network namespace of our own, joined to the gateway's by a pair of
+//! interfaces.
+//!
+//! A VIP is not an address of the gateway, and what a socket of the gateway's sends never meets XDP. So probes are sent from
+//! the inner end of the pair; at its outer end they run through the packet path like the packets of a client.
+//!
+//! The namespace has no name: it ends with this process, however that ends, and the kernel removes the pair with it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use loadbalancer_common::probe::MAC;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{oneshot, watch};
+
+use super::{Network, NetworkError};
+use crate::dataplane::desired::identity;
+
+/// Name of the inner end.
+const INNER: &str = "probe";
+/// Room for what any server answers on Ethernet.
+const MTU: u32 = 1500;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot {action}, which probes through VIPs need: {source}\nhelp: they take network namespaces, veth and \
+     CAP_SYS_ADMIN; or ask servers directly, with through = \"server\""
+)]
+pub struct ProberError {
+    action: &'static str,
+    source: io::Error,
+}
+
+/// The namespace; clones share it. It ends with the last one and the last socket.
+#[derive(Clone, Debug)]
+pub struct Prober(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    interface: String,
+    index: u32,
+    jobs: mpsc::Sender<Job>,
+    addresses: watch::Sender<BTreeSet<IpAddr>>,
+}
+
+/// What the thread that lives in the namespace does.
+type Job = Box<dyn FnOnce() + Send>;
+
+impl PartialEq for Prober {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Prober {}
+
+/// Name of the outer end, for the gateway that keeps its state below a directory.
+pub fn interface_name(pin_directory: &Path) -> String {
+    format!("lbprobe{:08x}", identity(&[pin_directory.as_os_str().as_encoded_bytes()]) as u32)
+}
+
+impl Prober {
+    /// Makes the namespace and the pair. A pair of that name that is there already is removed.
+    ///
+    /// # Errors
+    /// The kernel refuses something: there are no namespaces, or no veth, or rights are missing.
+    pub async fn open(network: &Network, interface: &str) -> Result<Self, ProberError> {
+        let failed = |action| move |source| ProberError { action, source };
+        let netlink = |action| move |source: rtnetlink::Error| ProberError { action, source: from_netlink(source) };
+        network.remove_link(interface).await.map_err(|error| failed("remove an old pair")(io::Error::other(error)))?;
+        let (jobs, namespace) = start().await.map_err(failed("make a network namespace"))?;
+        let inner =
+            LinkUnspec::new_with_name(INNER).address(MAC.to_vec()).mtu(MTU).setns_by_fd(namespace.as_raw_fd()).build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new(interface, INNER).mtu(MTU);
+        let pair = pair.set_info_data(InfoData::Veth(InfoVeth::Peer(inner))).build();
+        network.handle.link().add(pair).execute().await.map_err(netlink("make a pair of interfaces (veth)"))?;
+        // The outer end is nobody's neighbour: it needs no addresses.
+        write_parameter(&format!("ipv6/conf/{interface}/disable_ipv6"), "1");
+        let index = crate::dataplane::kernel::interface_index(interface)
+            .map_err(|error| failed("find the outer interface")(io::Error::other(error)))?;
+        let outer = LinkUnspec::new_with_index(index).up().build();
+        network.handle.link().change(outer).execute().await.map_err(netlink("bring up the outer interface"))?;
+        let runtime = tokio::runtime::Handle::current();
+        let (inner_index, connection, handle) = run(&jobs, move || -> io::Result<_> {
+            // An XDP program would find unfinished checksums, and packets larger than the link takes.
+            for feature in [TX_CHECKSUMS, TCP_SEGMENTATION, SEGMENTATION] {
+                set_feature(INNER, feature, false)?;
+            }
+            let _entered = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            let index = crate::dataplane::kernel::interface_index(INNER).map_err(io::Error::other)?;
+            Ok((index, connection, handle))
+        })
+        .await
+        .and_then(|result| result)
+        .map_err(failed("set up the inner interface"))?;
+        tokio::spawn(connection);
+        // All is one hop away, and takes any address: nobody is asked for one.
+        let link = LinkUnspec::new_with_index(inner_index).arp(false).up().build();
+        handle.link().change(link).execute().await.map_err(netlink("bring up the inner interface"))?;
+        // What an XDP program redirects here needs a program or GRO to be received. The kernel takes note of it only while the
+        // interface is up (6.3 and later, `veth_set_features`).
+        run(&jobs, || set_feature(INNER, RECEIVE_MERGING, true))
+            .await
+            .and_then(|result| result)
+            .map_err(failed("have the inner interface receive from XDP"))?;
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(inner_index).scope(RouteScope::Link).build();
+        handle.route().add(v4).execute().await.map_err(netlink("set the route of probes"))?;
+        if Path::new("/proc/sys/net/ipv6").exists() {
+            let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(inner_index).build();
+            handle.route().add(v6).execute().await.map_err(netlink("set the IPv6 route of probes"))?;
+        }
+        let (addresses, wanted) = watch::channel(BTreeSet::new());
+        tokio::spawn(keep_addresses(handle, inner_index, wanted));
+        Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, jobs, addresses })))
+    }
+
+    /// Name of the outer end.
+    pub fn interface(&self) -> &str {
+        &self.0.interface
+    }
+
+    /// Index of the outer end.
+    pub fn index(&self) -> u32 {
+        self.0.index
+    }
+
+    /// The addresses that probes come from.
+    pub fn set_addresses(&self, wanted: BTreeSet<IpAddr>) {
+        self.0.addresses.send_if_modified(|current| {
+            let changed = *current != wanted;
+            *current = wanted;
+            changed
+        });
+    }
+
+    /// A socket in the namespace.
+    ///
+    /// # Errors
+    /// As when a socket is opened.
+    pub async fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
+        run(&self.0.jobs, move || Socket::new(domain, kind, protocol)).await?
+    }
+}
+
+/// Starts the thread that lives in a namespace of its own. It ends when nobody can give it anything to do.
+async fn start() -> io::Result<(mpsc::Sender<Job>, OwnedFd)> {
+    let (jobs, work) = mpsc::channel::<Job>();
+    let (told, namespace) = oneshot::channel();
+    thread::Builder::new().name("prober".to_owned()).spawn(move || {
+        let entered = || -> io::Result<OwnedFd> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            for parameter in ["disable_ipv6", "accept_ra"] {
+                write_parameter(&format!("ipv6/conf/default/{parameter}"), "0");
+            }
+            Ok(File::open("/proc/thread-self/ns/net")?.into())
+        };
+        let entered = entered();
+        let works = entered.is_ok();
+        if told.send(entered).is_ok() && works {
+            work.iter().for_each(|job| job());
+        }
+    })?;
+    Ok((jobs, namespace.await.map_err(io::Error::other)??))
+}
+
+/// Has the thread do something.
+async fn run<T: Send + 'static>(jobs: &mpsc::Sender<Job>, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (told, result) = oneshot::channel();
+    // Whoever asked may have gone: a probe that ran out of time.
+    let job: Job = Box::new(move || drop(told.send(work())));
+    jobs.send(job).map_err(|_| io::Error::other("the thread has ended"))?;
+    result.await.map_err(io::Error::other)
+}
+
+/// Gives the inner end what is wanted, until nobody can want anything.
+async fn keep_addresses(handle: Handle, index: u32, mut wanted: watch::Receiver<BTreeSet<IpAddr>>) {
+    let mut present: BTreeSet<IpAddr> = BTreeSet::new();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        for gone in present.difference(&now) {
+            let message = address_message(&handle, index, *gone);
+            if let Err(error) = handle.address().del(message).execute().await {
+                tracing::debug!(address = %gone, %error, "an address that probes came from stays");
+            }
+        }
+        let mut have: BTreeSet<IpAddr> = present.intersection(&now).copied().collect();
+        for new in now.difference(&present) {
+            let mut request = handle.address().add(index, *new, prefix(*new));
+            *request.message_mut() = address_message(&handle, index, *new);
+            match request.execute().await {
+                Ok(()) => {
+                    have.insert(*new);
+                }
+                Err(error) => tracing::error!(address = %new, %error, "probes through VIPs cannot come from it"),
+            }
+        }
+        present = have;
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn address_message(handle: &Handle, index: u32, address: IpAddr) -> AddressMessage {
+    let mut request = handle.address().add(index, address, prefix(address));
+    if address.is_ipv6() {
+        // Nobody else is there who could have it.
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    request.message_mut().clone()
+}
+
+/// Sets what only makes less noise, where it can be set.
+fn write_parameter(path: &str, value: &str) {
+    if let Err(error) = fs::write(Path::new("/proc/sys/net").join(path), value) {
+        tracing::debug!(path, %error, "a parameter of the network stays as it is");
+    }
+}
+
+fn from_netlink(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+/// Legacy ethtool commands that set one feature each (linux/ethtool.h).
+const TX_CHECKSUMS: u32 = 0x17;
+const TCP_SEGMENTATION: u32 = 0x1f;
+const SEGMENTATION: u32 = 0x24;
+const RECEIVE_MERGING: u32 = 0x2c;
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    value: u32,
+}
+
+fn set_feature(interface: &str, command: u32, on: bool) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let mut value = EthtoolValue { command, value: u32::from(on) };
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: `ifr_data` points to an `ethtool_value`, which outlives the call and is what the commands take.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(())
+}
+
+impl Network {
+    /// Removes an interface. False if there is none of that name.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove_link(&self, name: &str) -> Result<bool, NetworkError> {
+        let Ok(index) = crate::dataplane::kernel::interface_index(name) else {
+            return Ok(false);
+        };
+        match self.handle.link().del(index).execute().await {
+            Ok(()) => Ok(true),
+            // Its other end was going away already.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(false),
+            Err(source) => Err(NetworkError::Netlink { action: format!("remove {name}"), source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_has_a_name_of_its_own_per_gateway() {
+        let [one, other] =
+            ["/sys/fs/bpf/loadbalancer", "/sys/fs/bpf/other"].map(|path| interface_name(Path::new(path)));
+        assert_ne!(one, other);
+        assert!(one.len() < libc::IFNAMSIZ, "{one}");
+    }
+}
