@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::channel::ChannelPlaces;
 use super::error::Errors;
@@ -244,6 +245,7 @@ struct Asked<'a> {
     what: &'static str,
     kind: &'a CheckKind,
     port: Option<u16>,
+    timeout: Duration,
     span: &'a Span,
     section: &'static str,
 }
@@ -257,6 +259,7 @@ fn asked<'a>(
         what: "the check",
         kind: &check.kind,
         port: check.port,
+        timeout: check.timeout,
         span: &place.check,
         section: "[service.check]",
     });
@@ -265,6 +268,7 @@ fn asked<'a>(
         what: "this monitor",
         kind: &monitor.kind,
         port: monitor.port,
+        timeout: monitor.timeout,
         span,
         section: "[[service.monitors]]",
     });
@@ -277,10 +281,17 @@ fn vips_to_ask(config: &Config, service: &Service, place: &ServicePlaces, errors
         return;
     }
     let family = |ipv6: bool| if ipv6 { "IPv6" } else { "IPv4" };
-    for Asked { what, kind, port, span, section } in asked(service, place, Through::Vip) {
+    for Asked { what, kind, port, timeout, span, section } in asked(service, place, Through::Vip) {
         if kind.asks() == Asks::Any {
             // Told already.
             continue;
+        }
+        let kept = config.timeouts.tcp_closed;
+        if service.mode == Mode::Nat && timeout >= kept {
+            let message =
+                format!("{what} waits {timeout:?}, but `nat` keeps the flow of a probe for {kept:?} of silence");
+            let help = format!("set `timeout` in {section} below `tcp_closed` of [timeouts], or raise that");
+            errors.add(span.clone(), message, help);
         }
         let protocol = if kind.asks() == Asks::Udp { "UDP" } else { "TCP" };
         for server in &service.servers {

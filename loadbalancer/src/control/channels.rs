@@ -172,7 +172,7 @@ impl ChannelLoops {
     /// Compares the channels of all servers.
     pub fn step(&mut self, now: Instant) -> Events {
         let now = self.now(now);
-        self.share();
+        self.share(now);
         let step = |(server, it): (&u32, &mut Loop)| {
             let server = *server;
             it.channels.step(now).into_iter().map(move |event| (server, event))
@@ -181,9 +181,9 @@ impl ChannelLoops {
     }
 
     /// Tells each server what all of them lose on its channels.
-    fn share(&mut self) {
+    fn share(&mut self, now: Duration) {
         let mut probes: HashMap<ChannelKey, Vec<_>> = HashMap::new();
-        for (key, counts) in self.servers.values().flat_map(|it| it.channels.probes()) {
+        for (key, counts) in self.servers.values().flat_map(|it| it.channels.probes(now)) {
             probes.entry(key).or_default().push(counts);
         }
         let Some(settings) = self.servers.values().next().map(|it| it.channels.settings().clone()) else { return };

@@ -9,6 +9,7 @@ use super::resolver::Resolved;
 use crate::config::{Check, Config, Protocol, Server, Service, Through};
 use crate::dataplane::desired::DesiredProbe;
 use crate::health::{Asks, CheckKind, CheckSpec, Part, Via};
+use crate::network::hop::Way;
 use crate::network::prober::Prober;
 
 /// Probes over channels in a second, of all servers together: beyond that, each is asked less often. They cost some 20 us
@@ -83,10 +84,12 @@ pub fn need_prober(config: &Config) -> bool {
 pub fn source(config: &Config, server: &Server, vip: SocketAddr, resolved: &Resolved) -> Option<IpAddr> {
     let of_family = |addr: &IpAddr| addr.is_ipv6() == vip.is_ipv6();
     let set = config.gateway.probe_source.iter().copied().find(of_family);
-    let way = desire::ways(config, server).into_iter().next()?;
-    let of_way = || way.via.as_ref().and_then(|via| via.source).filter(of_family);
-    let found = || resolved.hops.get(&way)?.as_ref().ok().map(|hop| hop.source).filter(of_family);
-    set.or_else(of_way).or_else(found)
+    let of_way = |way: Way| {
+        let set = way.via.as_ref().and_then(|via| via.source);
+        set.or_else(|| Some(resolved.hops.get(&way)?.as_ref().ok()?.source)).filter(of_family)
+    };
+    // The first of its ways that there is now.
+    set.or_else(|| desire::ways(config, server).into_iter().find_map(of_way))
 }
 
 /// A probe through a VIP, and what the packet path has to know of it.

@@ -129,8 +129,10 @@ impl Quality {
         let result = match result {
             Ok(latency) => Ok(latency),
             Err(error) if error.is_local() => return,
-            Err(ProbeError::TimedOut { after, .. }) => Err(Failure::Late(*after)),
-            Err(_) => Err(Failure::Error),
+            Err(error) => Err(match error.cause() {
+                ProbeError::TimedOut { after, .. } => Failure::Late(*after),
+                _ => Failure::Error,
+            }),
         };
         let now = self.since_epoch(now);
         let Some(key) = self.members.get(&server) else { return };
@@ -139,6 +141,13 @@ impl Quality {
         group.sample(&sample, now);
         if let Some(tiers) = self.tiers.get_mut(&key.0).filter(|_| group.serves(server)) {
             tiers.sample(key.1, &sample, now);
+        }
+    }
+
+    /// What is asked of a server has changed.
+    pub fn forget_probes(&mut self, server: ServerKey) {
+        if let Some(group) = self.members.get(&server).and_then(|key| self.groups.get_mut(key)) {
+            group.forget_probes(server);
         }
     }
 

@@ -161,6 +161,9 @@ pub async fn run(path: &Path) -> Result<()> {
                 if let Err(error) = controller.on_tick() {
                     tracing::error!(%error, "cannot count flows");
                 }
+                if controller.tend_prober() {
+                    follow_prober(&network, &mut controller).await;
+                }
             }
         }
     }

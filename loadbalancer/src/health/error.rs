@@ -102,14 +102,16 @@ impl fmt::Display for Phase {
 }
 
 impl ProbeError {
+    /// What went wrong, whichever way the server was asked.
+    pub fn cause(&self) -> &Self {
+        if let Self::Through { error, .. } = self { error.cause() } else { self }
+    }
+
     /// Whether the cause lies in the gateway. Such a failure says nothing about the server, so it does not count
     /// against it: a gateway that runs out of file descriptors must not declare all of its servers dead.
     pub fn is_local(&self) -> bool {
-        if let Self::Through { error, .. } = self {
-            return error.is_local();
-        }
         matches!(
-            self,
+            self.cause(),
             Self::NoSource(_)
                 | Self::NoInterface(_)
                 | Self::NotPermitted(_)
@@ -207,6 +209,17 @@ mod tests {
         ] {
             let error = ProbeError::Through { vip: ([192, 0, 2, 1], 80).into(), error: Box::new(error) };
             assert_eq!((error.to_string().as_str(), error.is_local()), (text, local));
+        }
+    }
+
+    #[test]
+    fn the_way_that_a_server_was_asked_does_not_hide_what_went_wrong() {
+        let late = ProbeError::TimedOut { after: Duration::from_secs(1), phase: Phase::Wait };
+        let local = ProbeError::OutOf("memory");
+        for (error, is_local) in [(late, false), (local, true)] {
+            let vip = SocketAddr::from(([192, 0, 2, 1], 80));
+            let through = ProbeError::Through { vip, error: Box::new(error.clone()) };
+            assert_eq!((through.cause(), through.is_local()), (&error, is_local));
         }
     }
 

@@ -137,6 +137,12 @@ impl Prober {
         self.0.index
     }
 
+    /// Whether the outer end is still there, and up.
+    pub fn is_up(&self) -> bool {
+        let same = crate::dataplane::kernel::interface_index(self.interface()).is_ok_and(|index| index == self.index());
+        same && is_interface_up(self.interface())
+    }
+
     /// The addresses that probes come from.
     pub fn set_addresses(&self, wanted: BTreeSet<IpAddr>) {
         self.0.addresses.send_if_modified(|current| {
@@ -256,18 +262,36 @@ struct EthtoolValue {
 }
 
 fn set_feature(interface: &str, command: u32, on: bool) -> io::Result<()> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let mut value = EthtoolValue { command, value: u32::from(on) };
+    let mut request = request(interface);
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    // SAFETY: `ifr_data` points to an `ethtool_value`, which outlives the call and is what the commands take.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    Ok(())
+}
+
+fn is_interface_up(interface: &str) -> bool {
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::DGRAM, None) else {
+        // That says nothing of the interface.
+        return true;
+    };
+    let mut request = request(interface);
+    // SAFETY: the kernel fills in the flags of the interface that is named.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    // SAFETY: zero, or the flags that the kernel has filled in.
+    result == 0 && i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0
+}
+
+/// What is asked of an interface.
+fn request(interface: &str) -> libc::ifreq {
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero.
     for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: `ifr_data` points to an `ethtool_value`, which outlives the call and is what the commands take.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
-    Ok(())
+    request
 }
 
 impl Network {

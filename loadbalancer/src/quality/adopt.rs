@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The load weight is the configured one with all that acts on it but the factor (slow start, the server's word), so the
-//! factor is what is left. Where the load weight is less than the configured one, slow start begins anew.
+//! factor is what is left. Where less of the configured one is left than of the peers', slow start begins anew; but not where an
+//! agent may be the reason.
 
 use super::group::{Adopted, Entry, SCALE};
 
@@ -20,6 +21,8 @@ pub struct Found {
     pub slots: u32,
     /// New flows may go to it.
     pub accepts: bool,
+    /// An agent speaks for it.
+    pub has_agent: bool,
     /// They may not, although it is neither down nor drained, and there is a way to it.
     pub ejected: bool,
 }
@@ -30,11 +33,13 @@ pub fn entries(found: &[Found]) -> Vec<Entry> {
     let raw = |it: &Found| f64::from(it.slots) / f64::from(it.load);
     let sum = |weight: &dyn Fn(&Found) -> f64| found.iter().filter(|it| is_known(it)).map(weight).sum::<f64>();
     let scale = sum(&|it| f64::from(it.nominal)) / sum(&|it| f64::from(it.nominal) * raw(it));
+    let left = |it: &Found| f64::from(it.load) / (SCALE * f64::from(it.nominal));
+    let most = found.iter().filter(|it| is_known(it)).map(left).fold(0.0, f64::max);
     let entry = |it: &Found| {
         if is_known(it) {
-            let starting = f64::from(it.load) < 0.99 * SCALE * f64::from(it.nominal);
+            let starting = !it.has_agent && left(it) < 0.99 * most;
             Entry::Adopted(Adopted { factor: raw(it) * scale, starting, ejected: false })
-        } else if it.ejected && it.nominal > 0 {
+        } else if it.ejected && !it.has_agent && it.nominal > 0 {
             Entry::Adopted(Adopted { factor: 1.0, starting: false, ejected: true })
         } else {
             Entry::Known
@@ -48,7 +53,7 @@ mod tests {
     use super::*;
 
     fn found(nominal: u32, load: u32, slots: u32) -> Found {
-        Found { nominal, load, slots, accepts: true, ejected: false }
+        Found { nominal, load, slots, accepts: true, has_agent: false, ejected: false }
     }
 
     /// Factor, and whether slow start begins anew.
@@ -64,10 +69,13 @@ mod tests {
 
     #[test]
     fn a_share_is_the_factor_that_gives_it() {
-        let cases: [(&str, &[Found], &[Wanted]); 4] = [
+        let said = |load| Found { has_agent: true, ..found(1, load, load / 10) };
+        let cases: [(&str, &[Found], &[Wanted]); 6] = [
             ("as configured", &[found(1, 1_000, 100), found(3, 3_000, 300)], &[(1.0, false), (1.0, false)]),
             ("one is slow", &[found(1, 1_000, 50), found(1, 1_000, 150)], &[(0.5, false), (1.5, false)]),
             ("one starts", &[found(1, 500, 50), found(1, 1_000, 100)], &[(1.0, true), (1.0, false)]),
+            ("all have less than is configured", &[found(2, 1_000, 50), found(2, 1_000, 50)], &[(1.0, false); 2]),
+            ("agents say less", &[said(900), said(1_000)], &[(1.0, false); 2]),
             ("configured anew", &[found(2, 1_000, 100), found(1, 1_000, 100)], &[(1.0, true), (1.0, false)]),
         ];
         for (name, servers, wanted) in cases {

@@ -328,9 +328,11 @@ impl Channels {
     }
 
     /// Probes of each channel, for [`pool::sure_rate`].
-    pub fn probes(&self) -> impl Iterator<Item = (ChannelKey, [Counts; pool::SPANS.len()])> {
+    pub fn probes(&self, now: Duration) -> impl Iterator<Item = (ChannelKey, [Counts; pool::SPANS.len()])> {
         let spans = pool::SPANS.map(|times| times * self.settings.least_intervals);
-        self.channels.iter().map(move |(key, channel)| (*key, channel.probes.last(spans)))
+        let every = self.settings.probe_every;
+        let alive = self.channels.iter().filter(|(_, channel)| channel.dead.is_none());
+        alive.map(move |(key, channel)| (*key, channel.probes.last(spans, now, every)))
     }
 
     /// What is surely lost on a channel that other servers share.
@@ -426,6 +428,7 @@ impl Channels {
         channel.dead = Some((cause, now));
         channel.deaths = channel.deaths.saturating_add(1);
         (channel.probed, channel.passed, channel.good) = (None, None, 0);
+        channel.probes = LossWindow::default();
         events.push(Event::Died { channel: key, cause });
         self.leave_dead(Reason::PeerDied, now, events);
         self.note_reachable(events);

@@ -216,6 +216,10 @@ impl Record {
             Some(Ejection { until: now + settings.base.saturating_mul(self.count).min(settings.max), cause });
     }
 
+    pub fn forget(&mut self, which: impl Fn(Kind) -> bool) {
+        self.trials.retain(|(kind, _)| !which(*kind));
+    }
+
     /// Checks have taken it down, and will say when it is back. If no probe was answered since it was ejected, that was for
     /// the same event, and keeps the server out no longer.
     pub fn taken_down(&mut self) {

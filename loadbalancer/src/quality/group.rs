@@ -149,7 +149,7 @@ impl Group {
         }
         if !settings.measured {
             self.servers.values_mut().for_each(|server| {
-                (server.factor, server.correcting) = (1.0, false);
+                (server.factor, server.sound, server.correcting, server.lasting) = (1.0, 1.0, false, 0.0);
                 server.record = eject::Record::default();
             });
         }
@@ -201,6 +201,14 @@ impl Group {
             last_change: None,
         };
         self.servers.insert(key, server);
+    }
+
+    /// The server is asked otherwise from now on: what its probes told so far is forgotten.
+    pub fn forget_probes(&mut self, key: ServerKey) {
+        if let Some(server) = self.servers.get_mut(&key) {
+            server.measures.forget(Kind::is_probe);
+            server.record.forget(Kind::is_probe);
+        }
     }
 
     pub fn remove_server(&mut self, key: ServerKey) {
@@ -390,10 +398,7 @@ impl Group {
         let mut healthy = 0.0;
         let mut returned = Vec::new();
         for (key, server) in &mut self.servers {
-            let probed = |kind: Kind| {
-                let last = server.measures.window(kind).and_then(Window::last);
-                last.is_some_and(|last| now.saturating_sub(last) <= measure.stale_after)
-            };
+            let probed = |kind: Kind| server.measures.comes_in(kind, now, measure);
             if server.record.pass(now, probed, settings) {
                 returned.push(*key);
                 server.reason = Reason::EjectionOver;
@@ -502,7 +507,9 @@ impl Group {
         let bounds = self.settings.law.floor..=self.settings.law.ceiling;
         let Some(server) = self.servers.get_mut(&key) else { return };
         server.measures = Measures::default();
-        if let Some(peers) = total.mean_without(server) {
+        if self.settings.measured
+            && let Some(peers) = total.mean_without(server)
+        {
             server.factor = (server.sound * peers).clamp(*bounds.start(), *bounds.end());
         }
     }

@@ -69,6 +69,8 @@ pub struct Measures {
 #[derive(Clone, Debug, Default)]
 struct Kept {
     window: Window,
+    /// Time between the last two samples.
+    pace: Duration,
     /// The present second.
     batch: Window,
     batch_span_s: f64,
@@ -90,6 +92,7 @@ impl Measures {
             self.answered = Some(now);
         }
         let kept = self.kept(sample.kind);
+        kept.pace = kept.window.last().map_or(Duration::ZERO, |last| now.saturating_sub(last));
         kept.window.add(sample.result, now);
         kept.batch.add(sample.result, now);
     }
@@ -135,6 +138,18 @@ impl Measures {
     /// None: nothing of that kind ever came.
     pub fn window(&self, kind: Kind) -> Option<&Window> {
         self.find(kind).map(|kept| &kept.window)
+    }
+
+    pub fn forget(&mut self, which: impl Fn(Kind) -> bool) {
+        self.signals.retain(|(kind, _)| !which(*kind));
+    }
+
+    /// Whether samples of a kind still come in, as often as they do.
+    pub fn comes_in(&self, kind: Kind, now: Duration, settings: &Settings) -> bool {
+        self.find(kind).is_some_and(|kept| {
+            let silence = settings.stale_after.max(kept.pace * 3);
+            kept.window.last().is_some_and(|last| now.saturating_sub(last) <= silence)
+        })
     }
 
     pub fn windows(&self) -> impl Iterator<Item = (Kind, &Window)> {

@@ -198,6 +198,20 @@ fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
         wait_all_up(&world);
         fails_and_comes_back(&mut world, 1);
         assert_eq!(interfaces(&world).len(), 1);
+        // Someone takes it down, or removes it: it is made anew.
+        for what in ["set {} down", "del {}"] {
+            let name =
+                interfaces(&world)[0].split(": ").nth(1).map(|name| name.split('@').next().unwrap_or(name).to_owned());
+            let name = name.expect("`ip link` names the interface");
+            let before = interfaces(&world);
+            world.lab.gateway.namespace.ip(&[format!("link {}", what.replace("{}", &name))]).expect("done");
+            wait_until("it is made anew", SOON, || {
+                let now = interfaces(&world);
+                now.len() == 1 && now != before
+            })
+            .unwrap_or_else(|error| panic!("{what}: {error}\n{}", world.tell()));
+            fails_and_comes_back(&mut world, 1);
+        }
         // Nothing asks through the VIP any more, and then again.
         for (setup, count, failing) in [(&direct, 0, 2), (&setup, 1, 3)] {
             world.gateway.write(&setup.services(&world.lab)).expect("written");

@@ -28,6 +28,7 @@ impl Controller {
                     nominal: u32::from(desire::nominal_weight(server, &standing)),
                     load: backend.weight,
                     slots: slots.get(number).copied().unwrap_or(0),
+                    has_agent: service.agent.is_some(),
                     accepts: backend.has(Backend::ACCEPTS),
                     // One that is being started does not serve either.
                     ejected: !backend.has(out)

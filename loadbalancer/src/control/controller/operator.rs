@@ -6,6 +6,7 @@ use super::super::desire;
 use super::super::snapshot::Change;
 use super::Controller;
 use crate::config::{Config, ConfigErrors};
+use crate::quality::signal::ServerKey;
 
 impl Controller {
     /// Reads the configuration anew. A wrong one changes nothing.
@@ -46,12 +47,25 @@ impl Controller {
             ));
         }
         self.standby.follow(&new, Instant::now());
-        self.config = self.standby.effective(&new);
+        let old = std::mem::replace(&mut self.config, self.standby.effective(&new));
         self.file = new;
         self.follow_config();
+        self.forget_changed_probes(&old);
         self.attach().map_err(|error| error.to_string())?;
         self.apply();
         self.apply_error.clone().map_or(Ok(()), Err)
+    }
+
+    /// Monitors are known by their position: where it may have changed, what they told is forgotten.
+    fn forget_changed_probes(&mut self, old: &Config) {
+        for (service, ids) in self.config.services.iter().zip(&self.ids) {
+            let before = old.services.iter().find(|before| before.name == service.name);
+            if before.is_some_and(|it| (&it.check, &it.monitors) != (&service.check, &service.monitors)) {
+                for state in ids.iter().filter_map(|id| self.servers.get(id)) {
+                    self.quality.forget_probes(ServerKey(state.check_key));
+                }
+            }
+        }
     }
 
     /// Changes what the operator has set on a server.

@@ -17,6 +17,8 @@ pub(super) struct ProberState {
     wanted: Vec<Wanted>,
     /// The checker does not have them all yet.
     is_new: bool,
+    /// Some found no port: those that were released rest for a while.
+    lacks_ports: bool,
     /// Why there is none, although some are wanted.
     error: Option<String>,
 }
@@ -30,7 +32,7 @@ struct Wanted {
 impl ProberState {
     pub(super) fn new(config: &Config) -> Self {
         let ports = SourcePorts::new(config.gateway.probe_ports.clone());
-        Self { prober: None, ports, wanted: Vec::new(), is_new: false, error: None }
+        Self { prober: None, ports, wanted: Vec::new(), is_new: false, lacks_ports: false, error: None }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -44,6 +46,7 @@ impl ProberState {
     /// Begins to list anew what is wanted.
     pub(super) fn begin(&mut self, config: &Config) {
         self.wanted.clear();
+        self.lacks_ports = false;
         if *self.ports.range() != config.gateway.probe_ports {
             self.ports = SourcePorts::new(config.gateway.probe_ports.clone());
         }
@@ -53,7 +56,10 @@ impl ProberState {
     pub(super) fn want(&mut self, key: ProbeKey, spec: &CheckSpec, server: (u64, u64), source: Option<IpAddr>) -> bool {
         let (Some(prober), Some(source)) = (&self.prober, source) else { return false };
         // The configuration was checked for there being enough; but a port that was released now is not free yet.
-        let Some(port) = self.ports.reserve(key) else { return false };
+        let Some(port) = self.ports.reserve(key) else {
+            self.lacks_ports = true;
+            return false;
+        };
         let (spec, probe) = probes::through_vip(spec.clone(), server, (source, port), prober);
         self.wanted.push(Wanted { key, spec, probe });
         true
@@ -111,15 +117,26 @@ impl Controller {
 
     /// Notes why there is none.
     pub fn miss_prober(&mut self, error: String) {
-        tracing::error!(%error, "checks through VIPs are not made");
+        if self.prober.error.as_ref() != Some(&error) {
+            tracing::error!(%error, "checks through VIPs are not made");
+        }
         self.prober.error = Some(error);
     }
 
-    /// Ends probes through VIPs if nothing asks for them, or because the controller stops.
-    pub fn close_prober(&mut self, stop: bool) {
-        if !stop && probes::need_prober(&self.config) {
-            return;
+    /// Once a second: lets go of a prober whose interface someone has removed or taken down, and tries again what found no
+    /// port. True: there should be a prober, but is none.
+    pub fn tend_prober(&mut self) -> bool {
+        if self.prober.prober.as_ref().is_some_and(|prober| !prober.is_up()) {
+            tracing::warn!("the interface of checks through VIPs is down or gone; it is made anew");
+            self.drop_prober();
+        } else if self.prober.lacks_ports {
+            self.follow_probes();
+            self.apply();
         }
+        self.lacks_prober()
+    }
+
+    fn drop_prober(&mut self) {
         if let Some(prober) = self.prober.prober.take() {
             // The checks that use it go, and with them the namespace and both ends of the pair.
             self.follow_probes();
@@ -128,6 +145,14 @@ impl Controller {
             }
             self.apply();
         }
+    }
+
+    /// Ends probes through VIPs if nothing asks for them, or because the controller stops.
+    pub fn close_prober(&mut self, stop: bool) {
+        if !stop && probes::need_prober(&self.config) {
+            return;
+        }
+        self.drop_prober();
         self.prober.error = None;
     }
 }

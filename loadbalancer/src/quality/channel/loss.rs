@@ -31,7 +31,7 @@ impl LossWindow {
         if attempts == 0 {
             return;
         }
-        let number = (now.as_nanos() / interval.as_nanos().max(1)) as u64;
+        let number = number(now, interval);
         match self.counts.back_mut() {
             Some(last) if last.0 == number => *last = (number, last.1 + attempts, last.2 + losses),
             _ => self.counts.push_back((number, attempts, losses)),
@@ -76,9 +76,9 @@ impl LossWindow {
         ((losses + 2.0 * losses.sqrt() + 3.0) / self.attempts.max(1) as f64).min(1.0)
     }
 
-    /// Counts over the last so many intervals.
-    pub fn last(&self, intervals: [usize; SPANS.len()]) -> [Counts; SPANS.len()] {
-        let newest = self.counts.back().map_or(0, |(number, ..)| *number);
+    /// Counts over the last so many intervals until now.
+    pub fn last(&self, intervals: [usize; SPANS.len()], now: Duration, interval: Duration) -> [Counts; SPANS.len()] {
+        let newest = number(now, interval);
         let from = intervals.map(|intervals| (newest + 1).saturating_sub(intervals as u64));
         let mut spans = [Counts::default(); SPANS.len()];
         for (number, attempts, losses) in &self.counts {
@@ -89,6 +89,10 @@ impl LossWindow {
         }
         spans
     }
+}
+
+fn number(now: Duration, interval: Duration) -> u64 {
+    (now.as_nanos() / interval.as_nanos().max(1)) as u64
 }
 
 #[cfg(test)]
@@ -153,8 +157,11 @@ mod tests {
 
     #[test]
     fn the_last_intervals_are_counted_by_themselves() {
-        let counts = window(&[1, 85, 99], 100).last([10, 20, 200]);
-        assert_eq!(counts.map(|counts| (counts.attempts, counts.losses)), [(10, 1), (20, 2), (100, 3)]);
+        let window = window(&[1, 85, 99], 100);
+        for (now, wanted) in [(99, [(10, 1), (20, 2), (100, 3)]), (114, [(0, 0), (5, 1), (100, 3)])] {
+            let counts = window.last([10, 20, 200], TICK * now, TICK);
+            assert_eq!(counts.map(|counts| (counts.attempts, counts.losses)), wanted, "at {now}");
+        }
     }
 
     #[test]

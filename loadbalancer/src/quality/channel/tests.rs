@@ -196,7 +196,7 @@ impl Labs {
                 lab.run(0.1, ways);
             }
             for key in [A, B] {
-                let probes = self.labs.iter().filter_map(|lab| lab.channels.probes().find(|(of, _)| *of == key));
+                let probes = self.labs.iter().filter_map(|lab| lab.channels.probes(lab.now).find(|(of, _)| *of == key));
                 let counts: Vec<_> = probes.map(|(_, counts)| counts).collect();
                 let rate = pool::sure_rate(&counts, &Settings::default());
                 self.labs.iter_mut().for_each(|lab| lab.channels.set_shared(key, rate));
