@@ -1,7 +1,6 @@
 //! Looks for what would keep a gateway from working, before it happens.
 
 use std::fs;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -9,9 +8,11 @@ use loadbalancer_common::path::encap;
 use serde::Serialize;
 
 use crate::config::{Config, Mode, Service, XdpMode};
+use crate::control::desire;
 use crate::control::start::{OWN_PINS, has_own_pins};
 use crate::dataplane::kernel::{self, Kernel, Sizes};
 use crate::network::facts;
+use crate::network::hop::Way;
 use crate::network::{Link, Network, ResolveError};
 
 /// The oldest kernel that is tested.
@@ -90,7 +91,9 @@ pub async fn examine(config: Option<&Config>) -> Vec<Finding> {
             ports(&mut findings, service);
         }
         for server in &service.servers {
-            examine_server(&mut findings, &network, config, service, &server.name, server.addr).await;
+            for way in desire::ways(config, server) {
+                examine_way(&mut findings, &network, config, service, &server.name, &way).await;
+            }
         }
         needs(&mut findings, service);
     }
@@ -291,23 +294,25 @@ fn text(range: &RangeInclusive<u16>) -> String {
     format!("{}-{}", range.start(), range.end())
 }
 
-async fn examine_server(
+async fn examine_way(
     findings: &mut Findings,
     network: &Network,
     config: &Config,
     service: &Service,
     name: &str,
-    addr: IpAddr,
+    way: &Way,
 ) {
-    let subject = format!("server {}/{name}", service.name);
+    let addr = way.target;
+    let channel = way.via.as_ref().map(|via| format!(" over {}", via.interface)).unwrap_or_default();
+    let subject = format!("server {}/{name}{channel}", service.name);
     // A neighbour that nobody has asked for needs a moment.
-    let mut hop = network.resolve(&addr.into()).await;
+    let mut hop = network.resolve(way).await;
     for _ in 0..20 {
         if !matches!(hop, Err(ResolveError::Pending { .. })) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        hop = network.resolve(&addr.into()).await;
+        hop = network.resolve(way).await;
     }
     let hop = match hop {
         Ok(hop) => hop,

@@ -64,7 +64,7 @@ fn tier(it: &TierReport) -> String {
 }
 
 fn course(it: &TierReport) -> String {
-    let nearest = it.nearest.map_or_else(|| "nothing is known of it".to_owned(), |nearest| beside(&nearest));
+    let nearest = it.nearest.map_or_else(|| "too little is heard of it".to_owned(), |nearest| beside(&nearest));
     match it.course {
         Course::Alone => format!("needs no help: {nearest}"),
         Course::Holds => format!("needs help if that lasts: {nearest}"),

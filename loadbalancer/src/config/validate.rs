@@ -309,6 +309,11 @@ fn vips_to_ask(config: &Config, service: &Service, place: &ServicePlaces, errors
                 );
                 break;
             };
+            if config.gateway.probe_source.contains(&vip.ip()) {
+                let message = format!("{what} goes through {vip}, which is also its `probe_source`");
+                errors.add(span.clone(), message, "set `probe_source` in [gateway] to an address of the gateway's own");
+                break;
+            }
             let has_source = config.gateway.probe_source.iter().any(|source| source.is_ipv6() == vip.is_ipv6());
             if vip.is_ipv6() != server.addr.is_ipv6() && !has_source {
                 let wanted = family(vip.is_ipv6());

@@ -78,9 +78,9 @@ impl Network {
     async fn remove_rule(&self, mark: u32, is_v6: bool, rule: RuleMessage) -> Result<(), NetworkError> {
         self.handle.rule().del(rule).execute().await.map_err(failed("remove a rule of a channel"))?;
         let route = if is_v6 {
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().table_id(mark).build()
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().table_id(mark).protocol(PROTOCOL).build()
         } else {
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(mark).build()
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(mark).protocol(PROTOCOL).build()
         };
         // It may have gone with its interface.
         if let Err(error) = self.handle.route().del(route).execute().await {

@@ -116,12 +116,7 @@ impl Prober {
             .await
             .and_then(|result| result)
             .map_err(failed("have the inner interface receive from XDP"))?;
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(inner_index).scope(RouteScope::Link).build();
-        handle.route().add(v4).execute().await.map_err(netlink("set the route of probes"))?;
-        if Path::new("/proc/sys/net/ipv6").exists() {
-            let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(inner_index).build();
-            handle.route().add(v6).execute().await.map_err(netlink("set the IPv6 route of probes"))?;
-        }
+        set_routes(&handle, inner_index).await.map_err(netlink("set the routes of probes"))?;
         let (addresses, wanted) = watch::channel(BTreeSet::new());
         tokio::spawn(keep_addresses(handle, inner_index, wanted));
         Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, jobs, addresses })))
@@ -191,6 +186,18 @@ async fn run<T: Send + 'static>(jobs: &mpsc::Sender<Job>, work: impl FnOnce() ->
     result.await.map_err(io::Error::other)
 }
 
+/// Everything is behind the inner end. The kernel removes these routes with the last address, so they are set again with
+/// each change.
+async fn set_routes(handle: &Handle, inner_index: u32) -> Result<(), rtnetlink::Error> {
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(inner_index).scope(RouteScope::Link).build();
+    handle.route().add(v4).replace().execute().await?;
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(inner_index).build();
+        handle.route().add(v6).replace().execute().await?;
+    }
+    Ok(())
+}
+
 /// Gives the inner end what is wanted, until nobody can want anything.
 async fn keep_addresses(handle: Handle, index: u32, mut wanted: watch::Receiver<BTreeSet<IpAddr>>) {
     let mut present: BTreeSet<IpAddr> = BTreeSet::new();
@@ -214,6 +221,9 @@ async fn keep_addresses(handle: Handle, index: u32, mut wanted: watch::Receiver<
             }
         }
         present = have;
+        if let Err(error) = set_routes(&handle, index).await {
+            tracing::error!(%error, "probes through VIPs have no route");
+        }
         if wanted.changed().await.is_err() {
             return;
         }

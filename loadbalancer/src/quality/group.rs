@@ -419,7 +419,9 @@ impl Group {
                 events.push(Event::Ejected { server: *key, cause, until: ejection.until });
             }
         }
-        let panic = members > 0.0 && healthy / members < settings.panic;
+        // Servers that are down cannot serve, panic or not.
+        let ejected = self.servers.values().any(|server| is_able(server) && server.record.ejection().is_some());
+        let panic = ejected && healthy / members < settings.panic;
         returned.into_iter().for_each(|key| self.begin_anew(key));
         if panic != self.panic {
             self.panic = panic;

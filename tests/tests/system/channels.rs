@@ -154,19 +154,28 @@ fn policy_routes_of_channels_go_with_the_controller_and_after_a_crash_with_the_n
         let output = command.args([family, "rule"]).output().expect("ip is installed");
         String::from_utf8_lossy(&output.stdout).matches("0x4c42").count()
     };
+    let routes = |world: &World| {
+        let list = |family: &&str| {
+            let mut command = world.lab.gateway.namespace.command("ip");
+            let output = command.args([family, "route", "show", "table", "all", "proto", "76"]).output();
+            String::from_utf8_lossy(&output.expect("ip is installed").stdout).lines().count()
+        };
+        ["-4", "-6"].iter().map(list).sum::<usize>()
+    };
     for family in ["-4", "-6"] {
         assert_eq!(rules(&world, family), 2, "one for each channel");
     }
+    assert_eq!(routes(&world), 4, "one for each channel and family");
     world.gateway.stop(nix::sys::signal::Signal::SIGKILL);
     assert_eq!(rules(&world, "-4"), 2, "nobody could remove them");
     world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(rules(&world, "-4"), 2);
     world.gateway.stop(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(rules(&world, "-4") + rules(&world, "-6"), 0);
+    assert_eq!((rules(&world, "-4") + rules(&world, "-6"), routes(&world)), (0, 0));
     world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
     world.gateway.stop(nix::sys::signal::Signal::SIGKILL);
     let pins = world.gateway.pins.display().to_string();
     let output = world.gateway.cli(&["detach", "--pins", &pins]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(rules(&world, "-4") + rules(&world, "-6"), 0);
+    assert_eq!((rules(&world, "-4") + rules(&world, "-6"), routes(&world)), (0, 0));
 }

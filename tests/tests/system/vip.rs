@@ -161,6 +161,16 @@ fn a_probe_source_is_used_where_it_is_set() {
             world.lab.servers[1].namespace().ip(&[format!("route add default via {gateway}")]).expect("added");
             wait(&world, 1, "up");
         }
+        let mut world = world;
+        // Another source, and another again: the only one goes each time, and with it what the kernel routes by it.
+        for (old, new) in [("10.77.101.1", "10.77.102.1"), ("10.77.102.1", "10.77.101.1")] {
+            let text = std::fs::read_to_string(&world.gateway.config).expect("read");
+            let (old, new) = (format!("probe_source = [\"{old}\"]"), format!("probe_source = [\"{new}\"]"));
+            std::fs::write(&world.gateway.config, text.replace(&old, &new)).expect("written");
+            world.gateway.reload().expect("reloaded");
+            fails_and_comes_back(&mut world, 0);
+            wait_all_up(&world);
+        }
     }
 }
 

@@ -227,8 +227,14 @@ impl Controller {
                     .and_then(|attached| attached.as_ref().ok())
                     .map(|attached| attached.mode.label().to_owned()),
                 problem: attached.and_then(|attached| attached.as_ref().err()).cloned().or_else(|| {
-                    let is_down = self.resolved.down.contains(&interface.name);
-                    is_down.then(|| format!("it is down, or has no carrier; `ip link set {} up`", interface.name))
+                    let name = &interface.name;
+                    if !self.resolved.interfaces.contains_key(name) {
+                        return Some("it does not exist; it is attached to when it is there again".to_owned());
+                    }
+                    let is_down = self.resolved.down.contains(name);
+                    is_down.then(|| {
+                        format!("it is down, or has no carrier; `ip link set {name} up`, or see to its other end")
+                    })
                 }),
             }
         });
