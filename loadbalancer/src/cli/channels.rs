@@ -1,7 +1,6 @@
 //! `loadbalancer channels`: the ways to each server, how good they are, and how many flows take them.
 
 use loadbalancer::control::channels::Report;
-use loadbalancer::quality::channel::Death;
 use loadbalancer::quality::channel::explain::{ChannelReport, Moment, Reason, SlotChange, State};
 use loadbalancer_common::backend::PATH_SLOTS;
 
@@ -62,15 +61,8 @@ fn state(it: &ChannelReport, uptime_s: f64) -> String {
         State::Stale => "stale: slots frozen".to_owned(),
         State::Dead { cause, since, .. } => {
             let age = time((uptime_s - since.as_secs_f64()).max(0.0) as u64);
-            format!("dead for {age}: {}", death(cause))
+            format!("dead for {age}: {cause}")
         }
-    }
-}
-
-const fn death(cause: Death) -> &'static str {
-    match cause {
-        Death::ProbesMissed => "probes are lost",
-        Death::LinkDown => "interface or next hop gone",
     }
 }
 
@@ -81,7 +73,7 @@ fn ago(change: &SlotChange, uptime_s: f64) -> String {
 fn why(change: &SlotChange) -> String {
     let reason = match change.reason {
         Reason::Configured => "configured".to_owned(),
-        Reason::Died(cause) => death(cause).to_owned(),
+        Reason::Died(cause) => cause.to_string(),
         Reason::PeerDied => "another channel died or came back".to_owned(),
         Reason::Loses { loss } => format!("it loses {}", percent(loss)),
         Reason::Worse { score } => format!("its score is worse: {}", latency(score.as_micros() as u64)),

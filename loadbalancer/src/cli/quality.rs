@@ -99,7 +99,7 @@ fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport
         it.nominal_weight.to_string(),
         percent(it.published_share),
         format!("{:.2}", it.factor),
-        it.badness.map_or_else(none, |badness| format!("{badness:.2}")),
+        it.badness.map_or_else(none, |badness| format!("{badness:.*}", if badness < 100.0 { 2 } else { 0 })),
         it.signal.map_or_else(none, |kind| kind.to_string()),
         of_signal(|signal| signal.mean_s),
         of_signal(|signal| signal.p90_s),
@@ -153,7 +153,7 @@ fn why(change: &Change) -> String {
     let reason = match change.reason {
         Reason::Configured => "configured".to_owned(),
         Reason::Slower { slowness } => format!("{slowness:.1} x the middle's latency"),
-        Reason::Faster { slowness } => format!("faster than its share asks: {slowness:.1} x the middle's latency"),
+        Reason::Faster { slowness } => format!("it can take more: {slowness:.1} x the middle's latency"),
         Reason::Failing { rate } => format!("{} of its requests fail", percent(rate)),
         Reason::Ejected(cause) => format!("ejected: {cause}"),
         Reason::EjectionOver => "its ejection is over".to_owned(),

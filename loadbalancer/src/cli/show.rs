@@ -124,7 +124,8 @@ fn address(server: &Server) -> String {
 }
 
 pub fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
+    // Without the sign of a zero that is a little less.
+    format!("{:.1} %", (share * 1000.0).round() / 10.0 + 0.0)
 }
 
 /// Servers and outcomes; with an earlier snapshot as rates between the two.

@@ -2,8 +2,6 @@
 
 use loadbalancer::control::standby::{NamedServer, NamedService, Report};
 use loadbalancer::quality::standby::explain::{Phase, Waits};
-use loadbalancer::quality::standby::need::{Breach, Quantity};
-use loadbalancer::quality::standby::{Problem, Why};
 
 use super::show::percent;
 use super::table::{latency, table, time};
@@ -39,18 +37,11 @@ fn row(server: &NamedServer, uptime_s: f64) -> Vec<String> {
         Phase::Stopping => "stopping",
         Phase::Failed => "failed",
     };
-    let mut reasons: Vec<String> = it.why.as_ref().map(why).into_iter().collect();
+    let mut reasons: Vec<String> = it.why.as_ref().map(ToString::to_string).into_iter().collect();
     if let Some(left) = it.free_in.filter(|left| !left.is_zero()) {
         reasons.push(format!("rests for {}", time(left.as_secs() + 1)));
     }
-    if let Some(problem) = &it.last_problem {
-        reasons.push(match problem {
-            Problem::StartHook(message) => format!("start hook: {message}"),
-            Problem::StopHook(message) => format!("stop hook: {message}"),
-            Problem::Checks => "its checks did not pass in time".to_owned(),
-            Problem::Down => "it served and went down".to_owned(),
-        });
-    }
+    reasons.extend(it.last_problem.as_ref().map(ToString::to_string));
     vec![
         server.name.clone(),
         server.address.clone(),
@@ -61,24 +52,6 @@ fn row(server: &NamedServer, uptime_s: f64) -> Vec<String> {
         it.weight.to_string(),
         reasons.join("; "),
     ]
-}
-
-fn why(why: &Why) -> String {
-    match why {
-        Why::Need(breach) => exceeds(breach),
-        Why::Minimum => "the service always has one".to_owned(),
-        Why::Adopted => "an earlier controller allocated it".to_owned(),
-    }
-}
-
-fn exceeds(breach: &Breach) -> String {
-    let micros = |seconds: f64| latency((seconds * 1e6) as u64);
-    match breach.of {
-        Quantity::P90 => format!("p90 {} above {}", micros(breach.value), micros(breach.level)),
-        Quantity::Failures => format!("failures {} above {}", percent(breach.value), percent(breach.level)),
-        Quantity::Load => format!("{:.1} active flows per weight, above {:.1}", breach.value, breach.level),
-        Quantity::Servers => "no server of its own serves".to_owned(),
-    }
 }
 
 fn service(service: &NamedService) -> Vec<String> {
@@ -95,9 +68,9 @@ fn service(service: &NamedService) -> Vec<String> {
             });
             let lasting = it.breach_for.map_or_else(String::new, |time| format!(" for {}", seconds(time)));
             let wait = wait.map_or_else(String::new, |wait| format!("; {wait}"));
-            format!("{}{lasting}{wait}", exceeds(breach))
+            format!("{breach}{lasting}{wait}")
         }
-        (None, Some(recovered)) if !service.has.is_empty() => {
+        (None, Some(recovered)) if service.has.len() > it.min as usize => {
             format!("well for {}, gives one back after {}", seconds(recovered), seconds(it.give_back_after))
         }
         _ => "as it should be".to_owned(),

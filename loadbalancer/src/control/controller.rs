@@ -360,7 +360,7 @@ impl Controller {
         let name = |key: &ChannelKey| self.config.channels.get(usize::from(key.0)).map_or("", |channel| &channel.name);
         match event {
             ChannelEvent::Died { channel, cause } => {
-                tracing::warn!(%server, channel = name(channel), ?cause, "a channel is dead; its flows take others");
+                tracing::warn!(%server, channel = name(channel), %cause, "a channel is dead; its flows take others");
             }
             ChannelEvent::Back { channel } => tracing::info!(%server, channel = name(channel), "a channel is back"),
             ChannelEvent::Moved => tracing::debug!(%server, "flows take other channels"),
@@ -500,15 +500,19 @@ impl Controller {
         let service = self.config.services.iter().find(is_it).map_or("", |service| &service.name);
         match event {
             TierEvent::Begins { tier, cause: Some(cause) } => {
-                let (of, value, level) = (cause.of, cause.value, cause.level);
-                tracing::info!(service, tier, beyond = ?of, value, level, "a tier helps the first");
+                tracing::info!(service, tier, why = %cause, "a tier helps the first");
             }
             TierEvent::Begins { tier, cause: None } => {
-                tracing::info!(service, tier, "a tier helps the first, which is back, for a while");
+                tracing::info!(service, tier, "the first tier is back: this one helps until it has taken over");
             }
             TierEvent::Ends { tier } => tracing::info!(service, tier, "a tier helps no more"),
             TierEvent::First { tier, before } => {
-                tracing::warn!(service, tier, before, "another tier is the first with a server in order");
+                tracing::warn!(
+                    service,
+                    tier,
+                    before,
+                    "new flows go to another tier: it is the first with a server in order"
+                );
             }
         }
     }

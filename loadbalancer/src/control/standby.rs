@@ -284,23 +284,23 @@ impl StandbyPool {
         let service = |key: &ServiceKey| self.services.get(key).map_or("", String::as_str);
         match event {
             Event::Leased { server: it, service: to, why } => {
-                tracing::info!(server = server(it), service = service(to), ?why, "standby server allocated");
+                tracing::info!(server = server(it), service = service(to), %why, "standby server allocated");
             }
             Event::Serves { server: it, service: to } => {
                 tracing::info!(server = server(it), service = service(to), "standby server serves");
             }
             Event::Drains { server: it, service: of, why } => {
-                tracing::info!(server = server(it), service = service(of), ?why, "standby server is given back");
+                tracing::info!(server = server(it), service = service(of), %why, "standby server is given back");
             }
             Event::Resumed { server: it, service: to, why } => {
-                tracing::info!(server = server(it), service = service(to), ?why, "standby server stays");
+                tracing::info!(server = server(it), service = service(to), %why, "standby server stays");
             }
             Event::DrainTimedOut { server: it, service: of, flows } => {
                 tracing::warn!(server = server(it), service = service(of), flows, "given back with live flows");
             }
             Event::Returned { server: it } => tracing::info!(server = server(it), "standby server is back in the pool"),
             Event::Failed { server: it, problem } => {
-                tracing::error!(server = server(it), ?problem, "standby server failed; it is tried again later");
+                tracing::error!(server = server(it), %problem, "standby server failed; it is tried again later");
             }
             Event::PoolEmpty { service: of } => {
                 tracing::warn!(service = service(of), "in need of a standby server, but none is free");

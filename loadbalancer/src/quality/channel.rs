@@ -23,6 +23,7 @@ mod slots;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::Duration;
 
 use loadbalancer_common::backend::PATH_SLOTS;
@@ -134,6 +135,15 @@ pub struct Passive {
 pub enum Death {
     ProbesMissed,
     LinkDown,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProbesMissed => "probes are lost",
+            Self::LinkDown => "interface or next hop gone",
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

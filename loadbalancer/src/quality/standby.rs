@@ -17,6 +17,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,16 @@ pub enum Why {
     Adopted,
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Need(breach) => breach.fmt(f),
+            Self::Minimum => f.write_str("the service always has one"),
+            Self::Adopted => f.write_str("an earlier controller allocated it"),
+        }
+    }
+}
+
 /// Why a server is taken from a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +141,17 @@ pub enum Release {
     Down,
 }
 
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recovered => "the service has recovered",
+            Self::NeededElsewhere => "another service needs it more",
+            Self::Configured => "so says the configuration",
+            Self::Down => "it is down",
+        })
+    }
+}
+
 /// What went wrong with a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", content = "message", rename_all = "kebab-case")]
@@ -140,6 +162,17 @@ pub enum Problem {
     Checks,
     /// It served, and went down.
     Down,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StartHook(message) => write!(f, "start hook: {message}"),
+            Self::StopHook(message) => write!(f, "stop hook: {message}"),
+            Self::Checks => f.write_str("its checks did not pass in time"),
+            Self::Down => f.write_str("it served and went down"),
+        }
+    }
 }
 
 /// A command of the operator that starts or stops a server.

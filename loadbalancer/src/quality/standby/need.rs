@@ -1,5 +1,6 @@
 //! Whether a service does as it should.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,19 @@ pub enum Quantity {
 impl Breach {
     pub fn ratio(&self) -> f64 {
         if self.of == Quantity::Servers { f64::INFINITY } else { self.value / self.level }
+    }
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |seconds: f64| Duration::from_micros((seconds * 1e6) as u64);
+        let (value, level) = (self.value, self.level);
+        match self.of {
+            Quantity::P90 => write!(f, "p90 {:?} above {:?}", time(value), time(level)),
+            Quantity::Failures => write!(f, "failures {:.1} % above {:.1} %", 100.0 * value, 100.0 * level),
+            Quantity::Load => write!(f, "{value:.1} active flows per weight, above {level:.1}"),
+            Quantity::Servers => f.write_str("no server of its own serves"),
+        }
     }
 }
 
