@@ -7,7 +7,7 @@ use super::eject::{self, Cause};
 use super::explain::{Change, EjectionReport, GroupReport, Reason, ServerReport, SignalReport};
 use super::law::{self, Member, Seen};
 use super::measure::{self, Measures, Relative, nearest_to_clients};
-use super::signal::{Counts, Kind, Sample, ServerKey, Word, WordState};
+use super::signal::{Counts, Failure, Kind, Sample, ServerKey, Word, WordState};
 use super::window::Window;
 use super::{Settings, start};
 
@@ -108,6 +108,9 @@ struct Server {
     measures: Measures,
     record: eject::Record,
     factor: f64,
+    /// Its check last failed with an error, as of a server that is not there. One that times out may be slow, which is not
+    /// to be forgotten.
+    refuses: bool,
     /// Its factor over the mean of its peers' before it began to fail.
     sound: f64,
     correcting: bool,
@@ -188,6 +191,7 @@ impl Group {
             measures: Measures::default(),
             record,
             factor: adopted.factor.clamp(law.floor, law.ceiling),
+            refuses: false,
             sound: adopted.factor.clamp(law.floor, law.ceiling),
             correcting: false,
             lasting: 0.0,
@@ -224,7 +228,7 @@ impl Group {
         let Some(server) = self.servers.get_mut(&key) else { return };
         let taken_down = server.up && !up;
         server.up = up;
-        if taken_down {
+        if taken_down && server.refuses {
             server.record.taken_down();
             self.begin_anew(key);
         }
@@ -248,9 +252,14 @@ impl Group {
     /// Takes a sample; the channel does not matter here, nor do servers that are not in the group.
     pub fn sample(&mut self, sample: &Sample, now: Duration) {
         let Some(server) = self.servers.get_mut(&sample.target.server) else { return };
-        // That it fails is known already, and says nothing of how it will do once it is back.
-        if !server.up && sample.result.is_err() {
-            return;
+        if let Err(failure) = sample.result {
+            // That it fails is known already, and says nothing of how it will do once it is back.
+            if !server.up && server.refuses {
+                return;
+            }
+            if sample.kind == Kind::Check {
+                server.refuses = failure == Failure::Error;
+            }
         }
         if server.measures.is_telling(sample, now, &self.settings.measure) {
             server.record.sample(sample.kind, sample.result.is_ok());
@@ -261,7 +270,7 @@ impl Group {
     /// Takes the counts of an interval.
     pub fn counts(&mut self, counts: &Counts, now: Duration) {
         let Some(server) = self.servers.get_mut(&counts.target.server) else { return };
-        if !server.up {
+        if !server.up && server.refuses {
             return;
         }
         server.record.counts(counts.kind, counts.latencies.count(), counts.losses + counts.errors);
@@ -396,11 +405,9 @@ impl Group {
         };
         let members = self.servers.values().filter(|server| is_member(server)).count() as f64;
         let mut healthy = 0.0;
-        let mut returned = Vec::new();
         for (key, server) in &mut self.servers {
             let probed = |kind: Kind| server.measures.comes_in(kind, now, measure);
             if server.record.pass(now, probed, settings) {
-                returned.push(*key);
                 server.reason = Reason::EjectionOver;
                 events.push(Event::Returned { server: *key });
             }
@@ -422,7 +429,6 @@ impl Group {
         // Servers that are down cannot serve, panic or not.
         let ejected = self.servers.values().any(|server| is_able(server) && server.record.ejection().is_some());
         let panic = ejected && healthy / members < settings.panic;
-        returned.into_iter().for_each(|key| self.begin_anew(key));
         if panic != self.panic {
             self.panic = panic;
             events.push(if panic { Event::PanicBegins } else { Event::PanicEnds });
@@ -621,7 +627,6 @@ fn seen(server: &Server, settings: &Settings) -> Option<Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quality::signal::Failure;
 
     const TICK: Duration = Duration::from_millis(250);
     const BAD: ServerKey = ServerKey(0);
@@ -693,6 +698,32 @@ mod tests {
         bench.probe(1, true);
         bench.group.set_up(BAD, true);
         assert!(bench.is_serving());
+    }
+
+    #[test]
+    fn a_slow_server_that_its_check_takes_down_does_not_come_back_as_if_nothing_was() {
+        let mut bench = Bench::new();
+        for _ in 0..10 {
+            for (up, result) in [
+                (true, Ok(Duration::from_millis(900))),
+                (true, Err(Failure::Late(Duration::from_secs(1)))),
+                (false, Err(Failure::Late(Duration::from_secs(1)))),
+                (true, Ok(Duration::from_millis(900))),
+            ] {
+                bench.group.set_up(BAD, up);
+                for _ in 0..2 {
+                    bench.now += TICK;
+                    for key in 0..4 {
+                        let target = ServerKey(key).into();
+                        let result = if ServerKey(key) == BAD { result } else { Ok(Duration::from_millis(5)) };
+                        bench.group.sample(&Sample { target, kind: Kind::Check, result }, bench.now);
+                    }
+                    bench.group.step(bench.now);
+                }
+            }
+        }
+        let report = &bench.group.explain(bench.now).servers[0];
+        assert!(report.ejection.is_some() || report.factor < 0.1, "{report:?}");
     }
 
     #[test]
