@@ -5,6 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya_obj::generated::{BPF_F_XDP_HAS_FRAGS, XDP_FLAGS_DRV_MODE, bpf_attach_type, bpf_cmd, bpf_prog_type};
 use bytemuck::{NoUninit, Pod, Zeroable};
@@ -13,6 +15,9 @@ use nix::net::if_::if_nametoindex;
 use thiserror::Error;
 
 use super::netns::{Namespace, NetnsError};
+
+/// Until a program that was detached makes room.
+const DETACH: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Error)]
 pub enum XdpError {
@@ -67,7 +72,16 @@ pub fn attach(namespace: &Namespace, device: &str, receive: Receive) -> Result<X
             attach_type: bpf_attach_type::BPF_XDP as u32,
             flags: XDP_FLAGS_DRV_MODE,
         };
-        bpf_fd(bpf_cmd::BPF_LINK_CREATE, &request).map(XdpLink).map_err(|source| {
+        // A link that was closed a moment ago may still be open in a process that is just being started.
+        let deadline = Instant::now() + DETACH;
+        let mut created = bpf_fd(bpf_cmd::BPF_LINK_CREATE, &request);
+        while created.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+            && Instant::now() < deadline
+        {
+            thread::sleep(Duration::from_millis(5));
+            created = bpf_fd(bpf_cmd::BPF_LINK_CREATE, &request);
+        }
+        created.map(XdpLink).map_err(|source| {
             let (device, namespace) = place();
             XdpError::Attach { device, namespace, source }
         })
