@@ -1,0 +1,205 @@
+//! The loop of a group: who serves, with what weight, and when a ring is due.
+
+use super::*;
+
+const TICK: Duration = Duration::from_millis(250);
+const BAD: ServerKey = ServerKey(0);
+
+/// Four servers, of which one gives the results that it is told while the others are good.
+struct Bench {
+    group: Group,
+    now: Duration,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut group = Group::new(Settings::default(), Duration::ZERO);
+        for key in 0..4 {
+            let nominal = Nominal { weight: 1, high_water: None };
+            group.set_server(ServerKey(key), nominal, Entry::Known, Duration::ZERO);
+        }
+        let mut bench = Self { group, now: Duration::ZERO };
+        bench.probe(40, true);
+        bench
+    }
+
+    /// One probe of each server in each of so many ticks.
+    fn probe(&mut self, ticks: u32, good: bool) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..ticks {
+            self.now += TICK;
+            for key in 0..4 {
+                let target = ServerKey(key).into();
+                let good = good || ServerKey(key) != BAD;
+                let result = if good { Ok(Duration::from_millis(5)) } else { Err(Failure::Error) };
+                self.group.sample(&Sample { target, kind: Kind::Check, result }, self.now);
+            }
+            events.extend(self.group.step(self.now).events);
+        }
+        events
+    }
+
+    /// Down by its check after two failures for so long, then up again.
+    fn crash(&mut self, ticks: u32) -> Vec<Event> {
+        let mut events = self.probe(2, false);
+        self.group.set_up(BAD, false);
+        events.extend(self.probe(ticks, false));
+        events.extend(self.probe(1, true));
+        self.group.set_up(BAD, true);
+        events
+    }
+
+    fn is_serving(&mut self) -> bool {
+        self.group.step(self.now).servers[0].weight > 0
+    }
+}
+
+#[test]
+fn a_server_that_was_down_serves_as_soon_as_its_check_says_that_it_is_up() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.crash(40), [], "a check that takes it down needs no ejection");
+    assert!(bench.is_serving());
+    assert_eq!(bench.probe(200, true), []);
+}
+
+#[test]
+fn failures_in_a_row_until_it_was_taken_down_do_not_keep_it_out_afterwards() {
+    let mut bench = Bench::new();
+    let events = bench.probe(5, false);
+    assert!(matches!(events[..], [Event::Ejected { server: BAD, .. }]), "{events:?}");
+    bench.group.set_up(BAD, false);
+    bench.probe(10, false);
+    bench.probe(1, true);
+    bench.group.set_up(BAD, true);
+    assert!(bench.is_serving());
+}
+
+#[test]
+fn a_slow_server_that_its_check_takes_down_does_not_come_back_as_if_nothing_was() {
+    let mut bench = Bench::new();
+    for _ in 0..10 {
+        for (up, result) in [
+            (true, Ok(Duration::from_millis(900))),
+            (true, Err(Failure::Late(Duration::from_secs(1)))),
+            (false, Err(Failure::Late(Duration::from_secs(1)))),
+            (true, Ok(Duration::from_millis(900))),
+        ] {
+            bench.group.set_up(BAD, up);
+            for _ in 0..2 {
+                bench.now += TICK;
+                for key in 0..4 {
+                    let target = ServerKey(key).into();
+                    let result = if ServerKey(key) == BAD { result } else { Ok(Duration::from_millis(5)) };
+                    bench.group.sample(&Sample { target, kind: Kind::Check, result }, bench.now);
+                }
+                bench.group.step(bench.now);
+            }
+        }
+    }
+    let report = &bench.group.explain(bench.now).servers[0];
+    assert!(report.ejection.is_some() || report.factor < 0.1, "{report:?}");
+}
+
+#[test]
+fn after_slow_start_a_server_that_was_down_has_the_share_that_it_had() {
+    let mut bench = Bench::new();
+    bench.probe(4, false);
+    bench.crash(8);
+    bench.probe(4 * 31, true);
+    let share = bench.group.explain(bench.now).servers[0].published_share;
+    assert!((share / 0.25 - 1.0).abs() <= 0.05, "{share}");
+}
+
+fn group(servers: u32) -> (Group, Duration) {
+    let mut group = Group::new(Settings::default(), Duration::ZERO);
+    let nominal = Nominal { weight: 1, high_water: None };
+    for key in 0..servers {
+        group.set_server(ServerKey(key), nominal, Entry::Known, Duration::ZERO);
+    }
+    assert!(group.step(TICK).publish, "the first ring");
+    (group, TICK)
+}
+
+/// Seconds until a ring is published after one server's factor became another, all else being as it was.
+fn published_after(servers: u32, factor: f64) -> Option<f64> {
+    let (mut group, mut now) = group(servers);
+    // Long enough for no ring to be held back, and short beside what noise has to wait for.
+    now += Duration::from_secs(1);
+    assert!(!group.step(now).publish, "nothing changed");
+    let begun = now;
+    group.servers.get_mut(&ServerKey(0)).expect("it is there").factor = factor;
+    while now < begun + Duration::from_secs(600) {
+        if group.step(now).publish {
+            return Some((now - begun).as_secs_f64());
+        }
+        now += TICK;
+    }
+    None
+}
+
+#[test]
+fn a_small_change_of_one_server_is_published_the_later_the_more_servers_there_are() {
+    let cases = [
+        ("of four", 4, 0.93, 0.0..=0.5),
+        ("of a hundred", 100, 0.93, 10.0..=60.0),
+        ("of a thousand", 1_000, 0.93, 60.0..=300.0),
+        ("much slower", 1_000, 0.7, 0.0..=0.0),
+        ("faster", 1_000, 1.3, 0.0..=0.0),
+    ];
+    for (name, servers, factor, wanted) in cases {
+        let after = published_after(servers, factor);
+        assert!(after.is_some_and(|after| wanted.contains(&after)), "{name}: {after:?}");
+    }
+    assert_eq!(published_after(1_000, 0.97), None, "less than is worth a look");
+}
+
+#[test]
+fn a_server_goes_on_with_what_an_earlier_controller_made_of_it() {
+    let mut group = Group::new(Settings::default(), Duration::ZERO);
+    let nominal = Nominal { weight: 1, high_water: None };
+    let as_before = Adopted { factor: 1.0, starting: false, ejected: false };
+    for (key, adopted) in [
+        Adopted { factor: 0.05, ..as_before },
+        Adopted { factor: 1.95, ..as_before },
+        as_before,
+        Adopted { ejected: true, ..as_before },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        group.set_server(ServerKey(key as u32), nominal, Entry::Adopted(adopted), Duration::ZERO);
+    }
+    let mut now = Duration::ZERO;
+    let mut weights = |seconds| {
+        let mut step = Step::default();
+        let end = now + Duration::from_secs(seconds);
+        while now < end {
+            now += TICK;
+            step = group.step(now);
+        }
+        step.servers.iter().map(|server| server.weight).collect::<Vec<u32>>()
+    };
+    assert_eq!(weights(1), [50, 1_950, 1_000, 0]);
+    assert_eq!(weights(28), [50, 1_950, 1_000, 0], "with nothing measured, nothing moves");
+    assert!((100..200).contains(&weights(2)[3]), "the ejection is over, and slow start begins");
+    let configured = Settings { measured: false, ..Settings::default() };
+    let mut group = Group::new(configured, Duration::ZERO);
+    for (key, ejected) in [(0, false), (1, true)] {
+        let adopted = Adopted { factor: 0.05, ejected, ..as_before };
+        group.set_server(ServerKey(key), nominal, Entry::Adopted(adopted), Duration::ZERO);
+    }
+    assert!(group.step(TICK).servers.iter().all(|server| server.weight == 1_000), "weights are as configured");
+}
+
+#[test]
+fn an_ejected_server_of_a_thousand_is_published_at_once() {
+    let (mut group, now) = group(1_000);
+    let now = now + Duration::from_secs(1);
+    for _ in 0..5 {
+        let target = ServerKey(7).into();
+        group.sample(&Sample { target, kind: Kind::Check, result: Err(Failure::Error) }, now);
+    }
+    let step = group.step(now);
+    assert!(step.publish, "{:?}", step.events);
+    assert!(matches!(step.events[..], [Event::Ejected { server: ServerKey(7), .. }]), "{:?}", step.events);
+}
