@@ -40,9 +40,6 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
         return verdict;
     }
-    if is_sampled(hash, reply.sample_mask) {
-        observe::server(ctx, packet, Key::Hash(hash));
-    }
     if packet.part == Part::First {
         fragment::remember::<F>(packet, vip, packet.dst, service, reply.backend, 0, Some(hop));
     }
@@ -51,5 +48,8 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
         return Verdict::drop(service, Outcome::Internal);
     }
     maps::count_to_client(reply.backend, packet.length);
+    if is_sampled(hash, reply.sample_mask) {
+        observe::server(ctx, packet, Key::Hash(hash));
+    }
     forward::to_client::<F>(ctx, packet, service, hop, Outcome::ReplyForwarded)
 }

@@ -265,14 +265,6 @@ pub fn send<F: Family>(
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    if is_sampled(hash, service.sample_mask) {
-        let replies = match service.mode {
-            mode::DNAT => Replies::All,
-            _ if before == state::TCP_SYN => Replies::Told,
-            _ => Replies::None,
-        };
-        observe::client(ctx, packet, Key::Hash(hash), backend_id, path.channel, replies);
-    }
     let fits = if service.mode == mode::DNAT {
         let new = Rewrite {
             src: packet.src,
@@ -292,5 +284,13 @@ pub fn send<F: Family>(
         fragment::remember::<F>(packet, packet.src, dst, service_id, backend_id, path_id, None);
     }
     maps::count_to_server(backend_id, packet.length);
+    if is_sampled(hash, service.sample_mask) {
+        let replies = match service.mode {
+            mode::DNAT => Replies::All,
+            _ if before == state::TCP_SYN => Replies::Told,
+            _ => Replies::None,
+        };
+        observe::client(ctx, packet, Key::Hash(hash), backend_id, path_id, replies);
+    }
     forward::by_path::<F>(ctx, packet, service_id, path_id, hash, Outcome::Forwarded)
 }

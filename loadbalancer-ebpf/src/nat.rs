@@ -117,9 +117,6 @@ pub fn to_server<F: Family>(
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    if translation.flags & SAMPLED != 0 {
-        observe::client(ctx, packet, Key::Nat(backend_id, translation.sport), backend_id, path.channel, Replies::All);
-    }
     if packet.part == Part::First {
         fragment::remember::<F>(packet, translation.src, translation.dst, service_id, backend_id, path_id, None);
     }
@@ -128,6 +125,9 @@ pub fn to_server<F: Family>(
     }
     timestamp::shift(ctx, packet.l4, Number::Value, translation.timestamps);
     maps::count_to_server(backend_id, packet.length);
+    if translation.flags & SAMPLED != 0 {
+        observe::client(ctx, packet, Key::Nat(backend_id, translation.sport), backend_id, path_id, Replies::All);
+    }
     forward::by_path::<F>(ctx, packet, service_id, path_id, 0, Outcome::Forwarded)
 }
 
@@ -152,9 +152,6 @@ pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdi
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service, hop.ifindex, hop.mtu) {
         return verdict;
     }
-    if translation.flags & SAMPLED != 0 {
-        observe::server(ctx, packet, Key::Nat(translation.backend, packet.dport));
-    }
     if packet.part == Part::First {
         fragment::remember::<F>(
             packet,
@@ -171,6 +168,9 @@ pub fn to_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdi
     }
     timestamp::shift(ctx, packet.l4, Number::Echo, translation.timestamps.wrapping_neg());
     maps::count_to_client(translation.backend, packet.length);
+    if translation.flags & SAMPLED != 0 {
+        observe::server(ctx, packet, Key::Nat(translation.backend, packet.dport));
+    }
     forward::to_client::<F>(ctx, packet, service, &hop, Outcome::ReplyForwarded)
 }
 
