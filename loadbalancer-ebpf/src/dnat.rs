@@ -49,7 +49,7 @@ pub fn to_client<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Pack
     }
     maps::count_to_client(reply.backend, packet.length);
     if is_sampled(hash, reply.sample_mask) {
-        observe::server(ctx, packet, Key::Hash(hash));
+        observe::server(ctx, packet, Key::of(hash, reply.sample_mask));
     }
     forward::to_client::<F>(ctx, packet, service, hop, Outcome::ReplyForwarded)
 }

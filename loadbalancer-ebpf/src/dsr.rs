@@ -290,7 +290,7 @@ pub fn send<F: Family>(
             _ if before == state::TCP_SYN => Replies::Told,
             _ => Replies::None,
         };
-        observe::client(ctx, packet, Key::Hash(hash), backend_id, path_id, replies);
+        observe::client(ctx, packet, Key::of(hash, service.sample_mask), backend_id, path_id, replies);
     }
     forward::by_path::<F>(ctx, packet, service_id, path_id, hash, Outcome::Forwarded)
 }

@@ -311,7 +311,7 @@ fn error_from_dnat_server<F: Family>(ctx: &XdpContext, settings: &Settings, pack
         return pass;
     }
     if is_sampled(hash, reply.sample_mask) && is_unreachable::<F>(packet) {
-        observe::unreachable(Key::Hash(hash), quoted.protocol);
+        observe::unreachable(Key::of(hash, reply.sample_mask), quoted.protocol);
     }
     let Some(hop) = F::last_hop(&packet.dst) else {
         return Verdict::drop(reply.service, Outcome::NoReturnPath);

@@ -31,7 +31,7 @@ const UNANSWERED_NS: u64 = 1_000_000_000;
 /// By what a watched flow is known.
 #[derive(Clone, Copy)]
 pub enum Key {
-    /// Hash of the client's tuple.
+    /// Of the client's tuple: see [`Key::of`].
     Hash(u64),
     /// Backend and source port there of a `nat` flow. Hashed only here: few flows are watched.
     Nat(u16, Be16),
@@ -85,6 +85,13 @@ const IS_NAT: u64 = 1 << 33;
 const IS_TCP_SHIFT: u32 = 32;
 
 impl Key {
+    /// The key of a flow with this hash, watched by this mask. What was seen before by another mask is another flow's, as
+    /// packets may have passed unseen since: a watched flow's hash has no bits in the mask, so they can tell them apart.
+    #[inline(always)]
+    pub fn of(hash: u64, mask: u16) -> Self {
+        Self::Hash(hash | mask as u64)
+    }
+
     #[inline(always)]
     fn words(self) -> (u64, u64) {
         match self {

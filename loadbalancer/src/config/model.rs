@@ -100,6 +100,15 @@ pub struct Admin {
     pub mode: u32,
 }
 
+/// How many flows are watched for passive signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassiveShare {
+    /// All while there are few packets, fewer the more there are.
+    Auto,
+    /// One in so many, a power of two; zero: none.
+    OneIn(u16),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub name: String,
@@ -113,8 +122,7 @@ pub struct Service {
     pub nat_ports: RangeInclusive<u16>,
     /// Destination port of `dsr-gue`.
     pub gue_port: u16,
-    /// One flow in so many is watched for passive signals: a power of two; zero: none.
-    pub flows_per_sample: u16,
+    pub passive: PassiveShare,
     /// Decides whether a server is up; none: all are taken to be.
     pub check: Option<Check>,
     /// Asked of each server as well, to know its quality; none of them takes a server down.

@@ -17,8 +17,8 @@ use super::channel;
 use super::check;
 use super::error::{ConfigErrors, Errors};
 use super::model::{
-    Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop, Protocol,
-    Refuse, Server, Service, Timeouts, XdpMode,
+    Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop,
+    PassiveShare, Protocol, Refuse, Server, Service, Timeouts, XdpMode,
 };
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
@@ -205,14 +205,17 @@ fn gateway(section: Section<'_, '_>, places: &mut Places) -> Gateway {
     gateway
 }
 
-/// A share such as `1/16`, or `off`.
-fn flows_per_sample(text: &str) -> Result<u16, String> {
-    if text == "off" {
-        return Ok(0);
-    }
-    match text.strip_prefix("1/").map(str::parse::<u16>) {
-        Some(Ok(flows)) if flows.is_power_of_two() && flows <= MOST_FLOWS_PER_SAMPLE => Ok(flows),
-        _ => Err(format!("`{text}` is not \"off\" or 1/N with N a power of two up to {MOST_FLOWS_PER_SAMPLE}")),
+/// A share such as `1/16`, or `auto`, or `off`.
+fn passive_share(text: &str) -> Result<PassiveShare, String> {
+    match (text, text.strip_prefix("1/").map(str::parse::<u16>)) {
+        ("auto", _) => Ok(PassiveShare::Auto),
+        ("off", _) => Ok(PassiveShare::OneIn(0)),
+        (_, Some(Ok(flows))) if flows.is_power_of_two() && flows <= MOST_FLOWS_PER_SAMPLE => {
+            Ok(PassiveShare::OneIn(flows))
+        }
+        _ => {
+            Err(format!("`{text}` is not \"auto\", \"off\" or 1/N with N a power of two up to {MOST_FLOWS_PER_SAMPLE}"))
+        }
     }
 }
 
@@ -337,7 +340,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         nat_source: Vec::new(),
         nat_ports: DEFAULT_NAT_PORTS,
         gue_port: GUE_PORT,
-        flows_per_sample: 16,
+        passive: PassiveShare::Auto,
         check: None,
         monitors: Vec::new(),
         agent: None,
@@ -387,7 +390,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         useless(&section, "gue_port", &service, &place, Mode::DsrGue);
         service.gue_port = port.value;
     }
-    set(&mut service.flows_per_sample, section.parsed("passive", "1/16", flows_per_sample));
+    set(&mut service.passive, section.parsed("passive", "1/16", passive_share));
     if let Some(check) = section.section("check", "[service.check]") {
         place.check = check.span.clone();
         service.check = check::check(check);

@@ -147,9 +147,10 @@ fn what_is_refused_is_told_with_place_and_mend() {
 
 #[test]
 fn the_share_of_watched_flows_is_read() {
-    for (text, flows) in [("off", 0), ("1/1", 1), ("1/16", 16), ("1/4096", 4_096)] {
+    let shares = [("auto", None), ("off", Some(0)), ("1/1", Some(1)), ("1/16", Some(16)), ("1/4096", Some(4_096))];
+    for (text, flows) in shares {
         let config = Config::parse("test.toml", &service(&format!("passive = \"{text}\""))).expect("it is right");
-        assert_eq!(config.services[0].flows_per_sample, flows);
+        assert_eq!(config.services[0].passive, flows.map_or(PassiveShare::Auto, PassiveShare::OneIn));
     }
 }
 

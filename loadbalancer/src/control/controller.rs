@@ -23,7 +23,8 @@ use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{Change, Snapshot};
 use super::standby::{self, HookDone, StandbyPool};
-use crate::config::{Config, Service};
+use super::watching::Watching;
+use crate::config::{Config, PassiveShare, Service};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
 use crate::dataplane::kernel::AttachMode;
@@ -103,6 +104,7 @@ pub struct Controller {
     channels: ChannelLoops,
     standby: StandbyPool,
     signals: signals::Tracker,
+    watching: Watching,
     prober: ProberState,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
@@ -147,6 +149,7 @@ impl Controller {
             channels: ChannelLoops::default(),
             standby: StandbyPool::new(hooks, now),
             signals: signals::Tracker::default(),
+            watching: Watching::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -435,7 +438,8 @@ impl Controller {
         }
         let events = self.channels.step(Instant::now());
         let moved = self.take_channel_events(&events);
-        if self.step_quality() || moved {
+        let watched = self.look_at_load();
+        if self.step_quality() || moved || watched {
             self.write();
         }
         self.step_standby();
@@ -453,6 +457,25 @@ impl Controller {
                 self.channels.passed(state.check_key, ChannelKey(u16::from(*channel)), &seen, now);
             }
         }
+    }
+
+    /// Decides how many flows are watched. Gives whether that has changed.
+    fn look_at_load(&mut self) -> bool {
+        let now = Instant::now();
+        if !self.watching.is_due(now) {
+            return false;
+        }
+        let maps = &self.reconciler.kernel().maps;
+        let open = self.config.services.iter().filter(|service| service.passive == PassiveShare::Auto);
+        let identities = open.flat_map(|service| {
+            desire::parts(service).into_iter().map(move |part| desire::service_identity(service, part))
+        });
+        let packets = identities.filter_map(|identity| {
+            let number = self.reconciler.numbers.services.get(&identity)?;
+            // What cannot be read counts as silence once; the next look tells.
+            Some((identity, stats::forwarded(maps, *number).unwrap_or(0)))
+        });
+        self.watching.look(packets, now)
     }
 
     fn step_quality(&mut self) -> bool {
@@ -531,7 +554,8 @@ impl Controller {
 
     fn write(&mut self) {
         let standings = self.servers.iter().map(|(id, state)| (*id, state.standing.clone())).collect();
-        let mut desired = desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving());
+        let mut desired =
+            desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving(), &self.watching);
         (desired.prober, desired.probes) = self.prober.desired();
         let result = self.reconciler.apply(&desired);
         if result.is_ok() {

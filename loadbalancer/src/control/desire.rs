@@ -14,6 +14,7 @@ use loadbalancer_common::signal::mask_of;
 
 use super::quality::Given;
 use super::resolver::Resolved;
+use super::watching::Watching;
 use crate::config::{Affinity, Channel, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts, Tunnel};
 use crate::dataplane::desired::{Desired, DesiredBackend, DesiredService, identity};
 use crate::health::Health;
@@ -224,6 +225,7 @@ pub fn desired(
     standings: &HashMap<ServerId, Standing>,
     resolved: &Resolved,
     leaving: &HashMap<u64, Vec<DesiredBackend>>,
+    watching: &Watching,
 ) -> Desired {
     let mut services = Vec::new();
     for service in &config.services {
@@ -248,7 +250,7 @@ pub fn desired(
                 mode: kernel_mode(service.mode),
                 flags: flags(service),
                 nat_ports: (*service.nat_ports.start(), *service.nat_ports.end()),
-                sample_mask: mask_of(service.flows_per_sample),
+                sample_mask: mask_of(watching.flows_per_sample(service.passive, identity)),
                 listens: service.listen.iter().filter(|listen| belongs(listen.addr)).copied().collect(),
                 backends,
             });

@@ -13,5 +13,6 @@ pub mod resolver;
 pub mod snapshot;
 pub mod standby;
 pub(crate) mod start;
+pub mod watching;
 
 pub use start::run;

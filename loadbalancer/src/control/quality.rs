@@ -75,6 +75,8 @@ pub struct ServiceReport {
     pub panic: bool,
     /// When the last ring was published.
     pub published_at_s: Option<f64>,
+    /// One flow in so many is watched for passive signals; zero: none.
+    pub flows_per_sample: u16,
     /// None: the service has no levels for its tiers.
     pub help: Option<TierReport>,
     pub servers: Vec<NamedServer>,

@@ -118,8 +118,7 @@ pub enum Change {
 /// first address, servers by theirs.
 pub fn of_pins(pins: &Path) -> Result<Snapshot, SnapshotError> {
     let maps = Maps::pinned(pins)?;
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| SnapshotError::Cpus(error))?;
-    let kernel = stats::read(&maps, cpus)?;
+    let kernel = stats::read(&maps)?;
     let mut snapshot = Snapshot { taken_ms: now_ms(), ..Snapshot::default() };
     for (number, found) in &kernel.services {
         if *number == NO_SERVICE {
@@ -191,6 +190,4 @@ pub enum SnapshotError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Map(#[from] MapError),
-    #[error("cannot tell the number of CPUs: {0}")]
-    Cpus(std::io::Error),
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use bytemuck::{Pod, Zeroable};
@@ -106,9 +107,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 
     /// The values of a key on each CPU, for a per-CPU map. The kernel rounds each up to 8 bytes.
-    pub fn get_per_cpu(&self, key: &K, cpus: usize) -> Result<Vec<V>, MapError> {
+    pub fn get_per_cpu(&self, key: &K) -> Result<Vec<V>, MapError> {
         const { assert!(size_of::<V>().is_multiple_of(8)) };
-        let mut values = vec![V::zeroed(); cpus];
+        let mut values = vec![V::zeroed(); self.cpus()?];
         if !self.read(key, values.as_mut_ptr().cast())? {
             values.clear();
         }
@@ -130,10 +131,21 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 
     /// Sets the same value on each CPU of a per-CPU map.
-    pub fn set_per_cpu(&self, key: &K, value: &V, cpus: usize) -> Result<(), MapError> {
-        let mut values = vec![*value; cpus];
+    pub fn set_per_cpu(&self, key: &K, value: &V) -> Result<(), MapError> {
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
+        let mut values = vec![*value; self.cpus()?];
         bpf(BPF_MAP_UPDATE_ELEM, &mut self.element(key, values.as_mut_ptr().cast(), 0))
             .map_err(|error| self.error("write", error))
+    }
+
+    /// CPUs that the kernel keeps values for, and writes them of: all that there may ever be, not only those online.
+    fn cpus(&self) -> Result<usize, MapError> {
+        static CPUS: OnceLock<usize> = OnceLock::new();
+        if let Some(cpus) = CPUS.get() {
+            return Ok(*cpus);
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| self.error("count the CPUs for", error))?;
+        Ok(*CPUS.get_or_init(|| cpus))
     }
 
     /// Removes a key. False if it was not there.

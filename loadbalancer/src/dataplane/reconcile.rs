@@ -34,8 +34,6 @@ pub enum ReconcileError {
          `on_incompatible = \"replace\"`"
     )]
     Full { what: &'static str, limit: u32, key: &'static str },
-    #[error("cannot tell the number of CPUs: {0}")]
-    Cpus(String),
 }
 
 /// Words of one ring block.
@@ -77,7 +75,6 @@ pub struct Numbers {
 #[derive(Debug)]
 pub struct Reconciler {
     kernel: Kernel,
-    cpus: usize,
     actual: Actual,
     paths: HashMap<u32, Path>,
     path_numbers: HashMap<[u8; size_of::<Path>()], u32>,
@@ -92,9 +89,7 @@ pub struct Reconciler {
 impl Reconciler {
     /// Takes the kernel's state as it is.
     pub fn new(kernel: Kernel) -> Result<Self, ReconcileError> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| ReconcileError::Cpus(format!("{what}: {error}")))?;
         let mut reconciler = Self {
-            cpus,
             actual: Actual::read(&kernel.maps)?,
             paths: HashMap::new(),
             path_numbers: HashMap::new(),
@@ -115,10 +110,6 @@ impl Reconciler {
 
     pub fn kernel_mut(&mut self) -> &mut Kernel {
         &mut self.kernel
-    }
-
-    pub fn cpus(&self) -> usize {
-        self.cpus
     }
 
     pub fn settings(&self) -> &Settings {
@@ -387,7 +378,7 @@ impl Reconciler {
         let free = (1..=limit as u16).find(|id| self.actual.services[*id as usize].mode == 0);
         let id = free.ok_or(ReconcileError::Full { what: "another service", limit, key: "services" })?;
         let zero = OutcomeCounters([0; OUTCOME_SLOTS]);
-        self.kernel.maps.outcomes.set_per_cpu(&u32::from(id), &zero, self.cpus)?;
+        self.kernel.maps.outcomes.set_per_cpu(&u32::from(id), &zero)?;
         for word in self.kernel.maps.service_state.value(id as usize) {
             word.store(0, Ordering::SeqCst);
         }
@@ -448,7 +439,7 @@ impl Reconciler {
             self.actual.backends[*id as usize].identity == 0 && !self.numbers.backends.values().any(|used| used == id)
         });
         let id = free.ok_or(ReconcileError::Full { what: "another server", limit, key: "backends" })?;
-        self.kernel.maps.backend_counters.set_per_cpu(&u32::from(id), &BackendCounters::default(), self.cpus)?;
+        self.kernel.maps.backend_counters.set_per_cpu(&u32::from(id), &BackendCounters::default())?;
         self.kernel.maps.active.words()[id as usize].store(0, Ordering::SeqCst);
         self.numbers.backends.insert(key, id);
         Ok(id)

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use loadbalancer_common::backend::{Backend, BackendCounters};
 use loadbalancer_common::net::{Addr4, Addr6, AnyAddr};
-use loadbalancer_common::outcome::{OutcomeCounters, SLOTS};
+use loadbalancer_common::outcome::{Outcome, OutcomeCounters, SLOTS};
 use loadbalancer_common::service::{Service, Vip};
 
 use super::kernel::Maps;
@@ -37,13 +37,13 @@ pub struct KernelBackend {
 }
 
 /// Reads all counters. Each is exact; all of them together are of no single moment.
-pub fn read(maps: &Maps, cpus: usize) -> Result<KernelStats, MapError> {
+pub fn read(maps: &Maps) -> Result<KernelStats, MapError> {
     let mut stats = KernelStats::default();
     for id in 0..maps.services.entries() {
         let service = maps.services.get(&id)?.unwrap_or_default();
         if id == 0 || service.mode != 0 {
             let mut outcomes = [0; SLOTS];
-            for OutcomeCounters(counters) in maps.outcomes.get_per_cpu(&id, cpus)? {
+            for OutcomeCounters(counters) in maps.outcomes.get_per_cpu(&id)? {
                 outcomes.iter_mut().zip(counters).for_each(|(sum, counter)| *sum += counter);
             }
             stats.services.insert(id as u16, KernelService { service, listens: Vec::new(), outcomes });
@@ -55,7 +55,7 @@ pub fn read(maps: &Maps, cpus: usize) -> Result<KernelStats, MapError> {
             continue;
         }
         let mut counters = BackendCounters::default();
-        for part in maps.backend_counters.get_per_cpu(&id, cpus)? {
+        for part in maps.backend_counters.get_per_cpu(&id)? {
             counters.packets += part.packets;
             counters.bytes += part.bytes;
             counters.flows += part.flows;
@@ -81,6 +81,13 @@ pub fn read(maps: &Maps, cpus: usize) -> Result<KernelStats, MapError> {
         service.listens.sort();
     }
     Ok(stats)
+}
+
+/// Packets of a service that were forwarded, in both directions.
+pub fn forwarded(maps: &Maps, service: u16) -> Result<u64, MapError> {
+    let counters = maps.outcomes.get_per_cpu(&u32::from(service))?;
+    let both = [Outcome::Forwarded, Outcome::ReplyForwarded];
+    Ok(counters.iter().flat_map(|counters| both.map(|outcome| counters.0[outcome as usize])).sum())
 }
 
 /// The address in a backend.

@@ -444,7 +444,7 @@ impl Bench {
     }
 
     fn forwarded(&self) -> Result<u64> {
-        let stats = loadbalancer::dataplane::stats::read(&self.world.kernel().maps, cpus()?)?;
+        let stats = loadbalancer::dataplane::stats::read(&self.world.kernel().maps)?;
         Ok(stats.services[&self.service].outcomes[Outcome::Forwarded as usize])
     }
 
@@ -572,8 +572,4 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 
 fn fd(program: &Xdp) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
-}
-
-fn cpus() -> Result<usize> {
-    aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))
 }

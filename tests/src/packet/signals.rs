@@ -418,6 +418,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
             cases.push(Case::new(format!("{}/{}/signals, {what}", family.name, mode.name), move || test(family, mode)));
         };
         case("flows that are not sampled leave no trace", not_sampled);
+        case("what passed while a flow was not watched is not missed", unwatched);
         case("each flow counts for the channel that it takes", channels);
         case("a flow whose channel changes counts for the new one", channel_changes);
         case("of two flows in one place the younger is watched", collision);
@@ -619,6 +620,31 @@ fn not_sampled(family: Family, mode: Mode) -> Result<()> {
         }
     }
     ensure!((2..25).contains(&sampled.len()), "{} of 40 flows were watched", sampled.len());
+    Ok(())
+}
+
+/// The share of watched flows changes between a request and its response, and again before the next request.
+fn unwatched(family: Family, mode: Mode) -> Result<()> {
+    let mut watched = Watched::new(family, mode, protocol::TCP, (1, 1))?;
+    let by_half = |port: &u16| {
+        let hash = entries::flow_hash(&family, protocol::TCP, *port);
+        is_sampled(hash, mask_of(2))
+    };
+    watched.port = (40_000..40_100).find(by_half).context("half of the flows are watched")?;
+    watched.all(&EXCHANGE[..4])?;
+    watched.world.watch(watched.service, OFF)?;
+    watched.take(EXCHANGE[4])?;
+    watched.world.watch(watched.service, mask_of(2))?;
+    watched.all(&[Client(ACK, 101, 201, 100), Server(ACK, 201, 201, 200)])?;
+    watched.all(&[Client(ACK, 201, 401, 100), Server(ACK, 401, 301, 200)])?;
+    let expected = match mode.mode {
+        // A flow is watched from its beginning to its end, or not at all.
+        mode::NAT => Seen { responses: 3, segments: 6, ..OPENED },
+        // The first exchange after it tells only where both sides are.
+        mode::DNAT => Seen { responses: 1, segments: 4, ..OPENED },
+        _ => Seen { segments: 2, ..OPENED },
+    };
+    ensure!(watched.seen() == expected, "expected\n  {expected:?}, got\n  {:?}", watched.seen());
     Ok(())
 }
 

@@ -377,15 +377,13 @@ impl World {
 
     /// Packets sent to a backend, ever.
     pub fn packets(&self, backend: u16) -> Result<u64> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
-        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend), cpus)?;
+        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend))?;
         Ok(counters.iter().map(|counters| counters.packets).sum())
     }
 
     /// New flows of a backend, ever.
     pub fn flows(&self, backend: u16) -> Result<u64> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
-        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend), cpus)?;
+        let counters = self.kernel().maps.backend_counters.get_per_cpu(&u32::from(backend))?;
         Ok(counters.iter().map(|counters| counters.flows).sum())
     }
 
@@ -394,11 +392,10 @@ impl World {
     }
 
     fn outcomes(&self) -> Result<Vec<[u64; OUTCOME_SLOTS]>> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         (0..=self.services as u32)
             .map(|service| {
                 let mut sum = [0u64; OUTCOME_SLOTS];
-                for OutcomeCounters(counters) in self.kernel().maps.outcomes.get_per_cpu(&service, cpus)? {
+                for OutcomeCounters(counters) in self.kernel().maps.outcomes.get_per_cpu(&service)? {
                     for (total, counter) in sum.iter_mut().zip(counters) {
                         *total += counter;
                     }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use loadbalancer::control::quality::Report;
 use loadbalancer::dataplane::kernel::Maps;
 use loadbalancer::dataplane::signals::{Interval, Source, Tracker};
 use loadbalancer::dataplane::stats;
+use loadbalancer_common::signal::mask_of;
 use loadbalancer_tests::support::events::wait_until;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
@@ -31,8 +33,7 @@ impl Reader {
     }
 
     fn read(&mut self) -> BTreeMap<IpAddr, Interval> {
-        let cpus = std::thread::available_parallelism().expect("it is known").get();
-        let backends = stats::read(&self.maps, cpus).unwrap_or_else(|error| panic!("{error}")).backends;
+        let backends = stats::read(&self.maps).unwrap_or_else(|error| panic!("{error}")).backends;
         let source = |backend: &u16| Source { server: (0, u64::from(*backend)), backend: *backend, channel: 0 };
         let news = self.tracker.read(&self.maps, backends.keys().map(source));
         news.into_iter().map(|(source, news)| (stats::address(&backends[&source.backend].backend), news)).collect()
@@ -103,6 +104,25 @@ fn a_server_that_refuses_is_told_from_the_others() {
             assert!(*server == stopped || *of == (0, 0), "{mode}: {server} refused {of:?}");
         }
         drop(udp);
+    }
+}
+
+#[test]
+fn all_flows_are_watched_where_there_is_little_traffic() {
+    for mode in ["nat", "dnat", "dsr-ipip"] {
+        let world = Setup::new(mode).up();
+        let maps = Maps::pinned(&world.gateway.pins).unwrap_or_else(|error| panic!("{error}"));
+        wait_until("every flow is watched", SOON, || {
+            let services = stats::read(&maps).unwrap_or_else(|error| panic!("{error}")).services;
+            let report: Report = serde_json::from_str(&world.gateway.ask(&["quality", "--json"])).expect("a report");
+            services.iter().filter(|(id, _)| **id != 0).all(|(_, it)| it.service.sample_mask == mask_of(1))
+                && report.services.iter().all(|service| service.flows_per_sample == 1)
+        })
+        .unwrap_or_else(|error| panic!("{mode}: {error}"));
+        let mut reader = Reader::new(&world);
+        world.requests(vip4(1).into(), 100);
+        let handshakes: u64 = reader.read().values().map(|of| of.handshakes.count()).sum();
+        assert!((90..=100).contains(&handshakes), "{mode}: {handshakes} of 100 were seen");
     }
 }
 

@@ -19,7 +19,7 @@ use crate::quality::signal::ChannelKey;
 
 impl Controller {
     pub fn snapshot(&self) -> Result<Snapshot, ReconcileError> {
-        let kernel = stats::read(&self.reconciler.kernel().maps, self.reconciler.cpus())?;
+        let kernel = stats::read(&self.reconciler.kernel().maps)?;
         let mut services: Vec<snapshot::Service> = Vec::new();
         for service in &self.config.services {
             let mut shown = snapshot::Service {
@@ -106,6 +106,7 @@ impl Controller {
                     tier: key.1,
                     panic: report.panic,
                     published_at_s: report.published_at_s,
+                    flows_per_sample: self.watching.flows_per_sample(service.passive, key.0),
                     help: self.quality.explain_tier(key),
                     servers: servers.collect(),
                 });

@@ -17,7 +17,8 @@ const UTILISATION: f64 = 0.7;
 const STEPS: [f64; 4] = [0.80, 0.85, 0.90, 0.95];
 /// Seconds after which shares are to be right, and of looking at them.
 const SETTLE: usize = 30;
-const LOOK: usize = 10;
+/// In 10 s the slowest server gets 340 requests, and even the right shares look 10 % off now and then.
+const LOOK: usize = 30;
 /// Seconds of a step, of which the first do not count.
 const STEP: usize = 8;
 const STEP_FROM: usize = 2;
@@ -28,7 +29,8 @@ const CHECK: &str = "check = { type = \"http\", interval = \"100ms\", timeout = 
 pub fn round(round: Round) -> Result<Vec<Value>> {
     let (measured, perfect) = both(|| drive(true, round), || drive(false, round))?;
     Ok(vec![
-        Value::new("speeds 1:2:4: most that a share is off after 30 s", "", measured.off).at_most(0.1),
+        Value::new("speeds 1:2:4: most that a share is off after 30 s, perfect weights", "", perfect.off),
+        Value::new("speeds 1:2:4: most that a share is off after 30 s, measured", "", measured.off).at_most(0.1),
         Value::new("speeds 1:2:4: throughput at the p99 target, perfect weights", "of capacity", perfect.throughput),
         Value::new("speeds 1:2:4: throughput at the p99 target, measured", "of capacity", measured.throughput),
         Value::new("speeds 1:2:4: measured / perfect", "", measured.throughput / perfect.throughput).at_least(0.95),

@@ -1,0 +1,140 @@
+//! How many flows of a service are watched for passive signals, where the configuration leaves it open: all of them while
+//! that costs next to nothing, fewer the more packets there are.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use loadbalancer_common::signal::MOST_FLOWS_PER_SAMPLE;
+
+use crate::config::PassiveShare;
+
+/// Time between looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Packets of watched flows a second, at most: at 25 ns each, of a first packet 100 ns (see docs/benchmarks.md), that is
+/// a thousandth of a core, or half of a hundredth. Half as many responses a second are more than any mean needs.
+const MOST_PACKETS_PER_S: f64 = 50_000.0;
+/// The next greater share is taken where it would bring less than this part of the most, so that shares do not flap.
+const ROOM: f64 = 0.5;
+/// Where a service begins, until its packets have been counted for a while.
+const FIRST_FLOWS_PER_SAMPLE: u16 = 16;
+
+/// The services that leave it open, by identity.
+#[derive(Debug, Default)]
+pub struct Watching {
+    services: HashMap<u64, Watched>,
+    looked_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    flows_per_sample: u16,
+    /// Packets forwarded when it was last looked at.
+    packets: u64,
+}
+
+impl Watching {
+    /// Whether an interval has passed since the last look.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= INTERVAL)
+    }
+
+    /// Takes the packets that were ever forwarded for each of the services. Gives whether a share has changed.
+    pub fn look(&mut self, services: impl IntoIterator<Item = (u64, u64)>, now: Instant) -> bool {
+        let elapsed = self.looked_at.replace(now).map(|at| now.saturating_duration_since(at).as_secs_f64());
+        let mut before = std::mem::take(&mut self.services);
+        let mut changed = false;
+        for (identity, packets) in services {
+            let known = before.remove(&identity);
+            let mut flows_per_sample = FIRST_FLOWS_PER_SAMPLE;
+            if let (Some(known), Some(elapsed)) = (known, elapsed) {
+                let rate = packets.saturating_sub(known.packets) as f64 / elapsed;
+                flows_per_sample = next(known.flows_per_sample, rate);
+                changed |= flows_per_sample != known.flows_per_sample;
+            }
+            self.services.insert(identity, Watched { flows_per_sample, packets });
+        }
+        changed
+    }
+
+    /// One flow of a service in so many is watched; zero: none.
+    pub fn flows_per_sample(&self, share: PassiveShare, identity: u64) -> u16 {
+        match share {
+            PassiveShare::OneIn(flows) => flows,
+            PassiveShare::Auto => {
+                self.services.get(&identity).map_or(FIRST_FLOWS_PER_SAMPLE, |watched| watched.flows_per_sample)
+            }
+        }
+    }
+}
+
+/// Down at once, up one step at a time.
+fn next(flows_per_sample: u16, packets_per_s: f64) -> u16 {
+    let watched = |flows_per_sample: u16| packets_per_s / f64::from(flows_per_sample);
+    let mut next = flows_per_sample;
+    while watched(next) > MOST_PACKETS_PER_S && next < MOST_FLOWS_PER_SAMPLE {
+        next *= 2;
+    }
+    if next == flows_per_sample && next > 1 && watched(next / 2) <= ROOM * MOST_PACKETS_PER_S {
+        next /= 2;
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shares after some seconds with so many packets in each.
+    fn after(watching: &mut Watching, start: Instant, seconds: std::ops::Range<u64>, per_s: u64, sum: &mut u64) -> u16 {
+        for second in seconds {
+            *sum += per_s;
+            watching.look([(7, *sum)], start + Duration::from_secs(second));
+        }
+        watching.flows_per_sample(PassiveShare::Auto, 7)
+    }
+
+    #[test]
+    fn all_flows_of_a_quiet_service_are_watched_and_few_of_a_busy_one() {
+        for (per_s, flows) in [(0, 1), (240, 1), (25_000, 1), (80_000, 4), (1_000_000, 32), (1_000_000_000, 4096)] {
+            let (mut watching, mut sum, start) = (Watching::default(), 0, Instant::now());
+            assert_eq!(after(&mut watching, start, 0..1, per_s, &mut sum), FIRST_FLOWS_PER_SAMPLE, "not counted yet");
+            assert_eq!(after(&mut watching, start, 1..20, per_s, &mut sum), flows, "{per_s} packets a second");
+        }
+    }
+
+    #[test]
+    fn a_burst_is_met_at_once_and_left_step_by_step() {
+        let (mut watching, mut sum, start) = (Watching::default(), 0, Instant::now());
+        assert_eq!(after(&mut watching, start, 0..20, 100, &mut sum), 1);
+        assert_eq!(after(&mut watching, start, 20..21, 1_000_000, &mut sum), 32);
+        assert_eq!(after(&mut watching, start, 21..23, 100, &mut sum), 8);
+        assert_eq!(after(&mut watching, start, 23..30, 100, &mut sum), 1);
+    }
+
+    #[test]
+    fn a_rate_that_varies_by_a_third_changes_nothing() {
+        for per_s in (1_000..2_000_000).step_by(7_919) {
+            let (mut watching, mut sum, start) = (Watching::default(), 0, Instant::now());
+            after(&mut watching, start, 0..20, per_s, &mut sum);
+            let settled = after(&mut watching, start, 20..21, per_s * 4 / 3, &mut sum);
+            for second in 21..40 {
+                let per_s = if second % 2 == 0 { per_s } else { per_s * 4 / 3 };
+                assert_eq!(after(&mut watching, start, second..second + 1, per_s, &mut sum), settled, "{per_s}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_gone_is_forgotten_and_counters_may_begin_anew() {
+        let (mut watching, mut sum, start) = (Watching::default(), 1_000, Instant::now());
+        after(&mut watching, start, 0..20, 100, &mut sum);
+        assert!(!watching.look([(7, 3), (8, 0)], start + Duration::from_secs(20)));
+        let share = |watching: &Watching, identity| watching.flows_per_sample(PassiveShare::Auto, identity);
+        assert_eq!((share(&watching, 7), share(&watching, 8)), (1, FIRST_FLOWS_PER_SAMPLE));
+        watching.look([(8, 0)], start + Duration::from_secs(21));
+        assert_eq!((share(&watching, 7), share(&watching, 8)), (FIRST_FLOWS_PER_SAMPLE, 8));
+        assert!(
+            !watching.is_due(start + Duration::from_millis(21_900)) && watching.is_due(start + Duration::from_secs(22))
+        );
+    }
+}
