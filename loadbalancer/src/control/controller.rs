@@ -449,7 +449,7 @@ impl Controller {
     fn take_signals(&mut self) {
         let now = Instant::now();
         let maps = &self.reconciler.kernel().maps;
-        for (source, seen) in self.signals.read(maps, self.reconciler.sources()) {
+        for (source, seen) in self.signals.read(maps, self.reconciler.sources().iter().copied()) {
             let (service, backend) = source.server;
             let Some(state) = self.servers.get(&ServerId { service, backend }) else { continue };
             self.quality.passed(ServerKey(state.check_key), &seen, now);

@@ -82,6 +82,8 @@ pub struct Reconciler {
     rings: HashMap<(u16, usize), Built>,
     free_regions: VecDeque<u32>,
     pub numbers: Numbers,
+    /// See [`Self::sources`]: they are asked for often, and change only here.
+    sources: Vec<Source>,
     /// Map writes until now.
     pub writes: u64,
 }
@@ -97,6 +99,7 @@ impl Reconciler {
             rings: HashMap::new(),
             free_regions: VecDeque::new(),
             numbers: Numbers::default(),
+            sources: Vec::new(),
             writes: 0,
             kernel,
         };
@@ -157,7 +160,11 @@ impl Reconciler {
     }
 
     /// Whose passive signals there may be: every server with the channels of its paths.
-    pub fn sources(&self) -> impl Iterator<Item = Source> {
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    fn find_sources(&self) -> impl Iterator<Item = Source> {
         self.numbers.backends.iter().flat_map(move |(server, backend)| {
             let paths = self.actual.backends[*backend as usize].paths;
             let channel = move |place: usize| {
@@ -248,6 +255,12 @@ impl Reconciler {
 
     /// Makes the maps say what is desired. After an error, what was done so far stands, and the next call goes on.
     pub fn apply(&mut self, desired: &Desired) -> Result<(), ReconcileError> {
+        let result = self.apply_all(desired);
+        self.sources = self.find_sources().collect();
+        result
+    }
+
+    fn apply_all(&mut self, desired: &Desired) -> Result<(), ReconcileError> {
         // More flags than needed cost a look-up, fewer a packet.
         let flags = flags(desired);
         self.write_settings(desired, self.actual.settings.flags | flags)?;

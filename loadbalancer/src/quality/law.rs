@@ -28,11 +28,14 @@ pub struct Settings {
     /// Standard errors down to which it goes on: with 1, servers of different speed stay 15 % off from their shares at half
     /// load; with none, checks alone move weights for nothing.
     pub settled_sure: f64,
-    /// Standard errors within which an error is noise.
+    /// Standard errors within which an error is noise, among up to [`FEW`] servers. Of more servers some are farther off by
+    /// chance, so the square of the bound grows by 2 ln(n / few), as that of the largest of n errors does (the universal
+    /// threshold of Donoho and Johnstone, Biometrika 81(3), 1994): 3 becomes 4.5 with 1,000.
     pub sure: f64,
     /// Time constant over which smaller errors are averaged: what lasts is no noise.
     pub patience: Duration,
-    /// Standard errors within which such an average is noise: that of 30 s varies by 0.37 of what one of 4 s does.
+    /// Standard errors within which such an average is noise: that of 30 s varies by 0.37 of what one of 4 s does. It grows
+    /// with the number of servers by the same factor.
     pub lasting_sure: f64,
     /// Time constant of corrections. As slow as Finagle's peak EWMA forgets (10 s): below 8 s, servers near their limit
     /// begin to swing in the simulator, above 15 s servers of different speed have not settled after 30 s.
@@ -92,6 +95,9 @@ impl Default for Settings {
     }
 }
 
+/// Servers up to which [`Settings::sure`] holds as it is: so many the simulator has.
+const FEW: f64 = 4.0;
+
 /// A server as the law sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
@@ -133,29 +139,36 @@ pub fn step(settings: &Settings, members: &mut [Member], elapsed: Duration) {
     let burden = |member: &Member| Some((member.factor * badness(settings, member.seen.as_ref()?)).ln());
     let Some(median) = median(members.iter().filter_map(burden)) else { return };
     let before = weight(members);
+    let chance = by_chance(settings, members.iter().filter(|member| member.seen.is_some()).count());
     for member in members.iter_mut() {
         if let (Some(burden), Some(seen)) = (burden(member), member.seen) {
-            correct(settings, member, median - burden, seen.noise, elapsed);
+            correct(settings, member, median - burden, seen.noise, chance, elapsed);
         }
     }
     rescale(settings, members, before);
 }
 
-fn correct(settings: &Settings, member: &mut Member, error: f64, noise: f64, elapsed: Duration) {
+/// How much farther off the farthest of so many servers is by chance than that of a few.
+fn by_chance(settings: &Settings, servers: usize) -> f64 {
+    let more = (servers as f64 / FEW).max(1.0).ln();
+    (1.0 + 2.0 * more / (settings.sure * settings.sure)).sqrt()
+}
+
+fn correct(settings: &Settings, member: &mut Member, error: f64, noise: f64, chance: f64, elapsed: Duration) {
     let elapsed_s = elapsed.as_secs_f64();
     if member.correcting {
         member.correcting = error.abs() > settings.settled.max(settings.settled_sure * noise);
     } else {
         member.lasting += (error - member.lasting) * (elapsed_s / settings.patience.as_secs_f64()).min(1.0);
-        member.correcting = error.abs() > settings.deadband.max(settings.sure * noise)
-            || member.lasting.abs() > settings.deadband.max(settings.lasting_sure * noise);
+        member.correcting = error.abs() > settings.deadband.max(settings.sure * chance * noise)
+            || member.lasting.abs() > settings.deadband.max(settings.lasting_sure * chance * noise);
     }
     if !member.correcting {
         return;
     }
     member.lasting = 0.0;
     let intervals = elapsed_s / settings.interval.as_secs_f64();
-    let far = (error + settings.far_off.ln() + settings.sure * noise).min(0.0);
+    let far = (error + settings.far_off.ln() + settings.sure * chance * noise).min(0.0);
     let step =
         error * elapsed_s / settings.correction.as_secs_f64() + far * elapsed_s / settings.far_correction.as_secs_f64();
     let rise = if member.held_back { 0.0 } else { settings.rise.ln() * intervals };
@@ -294,6 +307,20 @@ mod tests {
             step(&Settings::default(), &mut members, TICK);
         }
         assert_eq!(members[1].factor, 1.0, "it goes up and down");
+    }
+
+    #[test]
+    fn among_many_servers_one_is_farther_off_by_chance() {
+        let noisy = |slowness| Member { seen: Some(Seen { slowness, noise: 0.1, failures: 0.0 }), ..member(1.0) };
+        let corrected = |servers: usize, standard_errors: f64| {
+            let mut members = vec![noisy(1.0); servers];
+            members[0] = noisy((0.1 * standard_errors).exp());
+            after(&members, 5)[0] < 1.0
+        };
+        let cases = [(4, 2.9, false), (4, 3.1, true), (1_000, 4.3, false), (1_000, 4.6, true), (1_000, 23.0, true)];
+        for (servers, standard_errors, wanted) in cases {
+            assert_eq!(corrected(servers, standard_errors), wanted, "{standard_errors} of {servers}");
+        }
     }
 
     #[test]
