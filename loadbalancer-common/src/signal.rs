@@ -22,11 +22,33 @@ pub const fn mask_of(flows_per_sample: u16) -> u16 {
     flows_per_sample.wrapping_sub(1)
 }
 
+/// Bits of a mask that say which flows are sampled. The others count its changes.
+const SHARE_BITS: u16 = !CHANGE_BITS;
+const CHANGE_BITS: u16 = 7 << 12;
+
 /// Whether a flow is watched, by the hash of its tuple, and so in both directions alike.
 #[inline(always)]
 pub const fn is_sampled(hash: u64, mask: u16) -> bool {
     // The bit that only `OFF` asks for.
-    (hash as u16 | 1 << 15) & mask == 0
+    (hash as u16 | 1 << 15) & mask & SHARE_BITS == 0
+}
+
+/// What a mask becomes that is to sample as `wanted` does: another one each time, since what was seen of a flow before a
+/// change is of no use after it (see [`watched_key`]).
+pub const fn next_mask(mask: u16, wanted: u16) -> u16 {
+    if share(mask) == share(wanted) { mask } else { share(wanted) | mask.wrapping_add(1 << 12) & CHANGE_BITS }
+}
+
+/// The part of a mask that says which flows are sampled.
+pub const fn share(mask: u16) -> u16 {
+    mask & SHARE_BITS
+}
+
+/// Key of a flow in the table of watched flows: its hash, in which bits differ after each of eight changes of the mask, as
+/// packets may have passed unseen before.
+#[inline(always)]
+pub const fn watched_key(hash: u64, mask: u16) -> u64 {
+    hash ^ mask as u64
 }
 
 /// Buckets of a histogram.
@@ -44,7 +66,7 @@ pub const fn bucket(ns: u64) -> usize {
 }
 
 /// What was seen of one server over one channel, ever: all numbers turn over. Changed by atomic additions, so that it need
-/// not be kept per CPU: a flow in sixteen is few, and the reader has one number to read instead of one per CPU.
+/// not be kept per CPU: watched flows are few, and the reader has one number to read instead of one per CPU.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Signals {
@@ -253,6 +275,24 @@ mod tests {
         // 4,000 expected; 6 sigma is about 370.
         assert!((3_630..4_370).contains(&sampled(mask_of(16))), "{}", sampled(mask_of(16)));
         assert!(is_sampled(0, mask_of(MOST_FLOWS_PER_SAMPLE)));
+    }
+
+    #[test]
+    fn each_change_of_a_share_gives_another_key() {
+        let (all, half) = (mask_of(1), mask_of(2));
+        let mut mask = all;
+        let mut keys = std::vec![watched_key(0, mask)];
+        for wanted in [half, all, OFF, all, half, all, half] {
+            let before = mask;
+            mask = next_mask(mask, wanted);
+            assert_eq!(share(mask), share(wanted));
+            assert_eq!(next_mask(mask, wanted), mask, "the same again");
+            assert_ne!(mask, before);
+            assert_eq!(is_sampled(0, mask), wanted != OFF);
+            assert_eq!(is_sampled(1, mask), wanted == all, "{mask:x}");
+            assert!(!keys.contains(&watched_key(0, mask)));
+            keys.push(watched_key(0, mask));
+        }
     }
 
     #[test]

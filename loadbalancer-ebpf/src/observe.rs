@@ -85,11 +85,10 @@ const IS_NAT: u64 = 1 << 33;
 const IS_TCP_SHIFT: u32 = 32;
 
 impl Key {
-    /// The key of a flow with this hash, watched by this mask. What was seen before by another mask is another flow's, as
-    /// packets may have passed unseen since: a watched flow's hash has no bits in the mask, so they can tell them apart.
+    /// The key of a flow with this hash, watched by this mask.
     #[inline(always)]
     pub fn of(hash: u64, mask: u16) -> Self {
-        Self::Hash(hash | mask as u64)
+        Self::Hash(signal::watched_key(hash, mask))
     }
 
     #[inline(always)]

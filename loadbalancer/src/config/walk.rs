@@ -224,14 +224,28 @@ impl<'d, 'e> Section<'d, 'e> {
 
     /// A time such as `2m 30s`.
     pub fn duration(&self, key: &'static str, range: RangeInclusive<Duration>, why: &str) -> Option<At<Duration>> {
-        let text = self.string(key, "30s")?;
+        let value = self.get(key)?;
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.as_ref(),
+            DeValue::Integer(number) => {
+                let message = format!("`{key}` is to be a time with its unit, not a number alone");
+                let digits = number.as_str();
+                let number = if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits } else { "30" };
+                self.error(value.span(), message, format!("write {key} = \"{number}s\" or \"{number}ms\""));
+                return None;
+            }
+            _ => {
+                self.wrong_type(key, value, "a string", &format!("{key} = \"30s\""));
+                return None;
+            }
+        };
         let (first, last) = (humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
-        match humantime::parse_duration(text.value) {
-            Ok(duration) if range.contains(&duration) => Some(At { value: duration, span: text.span }),
+        match humantime::parse_duration(text) {
+            Ok(duration) if range.contains(&duration) => Some(At { value: duration, span: value.span() }),
             Ok(_) => {
                 let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
                 self.error(
-                    text.span,
+                    value.span(),
                     format!("`{key}` is out of range"),
                     format!("choose a time from {first} to {last}{why}"),
                 );
@@ -239,7 +253,7 @@ impl<'d, 'e> Section<'d, 'e> {
             }
             Err(error) => {
                 let help = "write a number and a unit, such as \"500ms\", \"30s\", \"2h 4m\"";
-                self.error(text.span, format!("`{}` is no time: {error}", text.value), help);
+                self.error(value.span(), format!("`{text}` is no time: {error}"), help);
                 None
             }
         }

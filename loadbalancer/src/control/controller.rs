@@ -23,7 +23,7 @@ use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
 use super::snapshot::{Change, Snapshot};
 use super::standby::{self, HookDone, StandbyPool};
-use super::watching::Watching;
+use super::watching::{Load, Watching};
 use crate::config::{Config, PassiveShare, Service};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
@@ -449,7 +449,7 @@ impl Controller {
     fn take_signals(&mut self) {
         let now = Instant::now();
         let maps = &self.reconciler.kernel().maps;
-        for (source, seen) in self.signals.read(maps, self.reconciler.sources().iter().copied()) {
+        for (source, seen) in self.signals.read(maps, self.reconciler.sources()) {
             let (service, backend) = source.server;
             let Some(state) = self.servers.get(&ServerId { service, backend }) else { continue };
             self.quality.passed(ServerKey(state.check_key), &seen, now);
@@ -470,12 +470,16 @@ impl Controller {
         let identities = open.flat_map(|service| {
             desire::parts(service).into_iter().map(move |part| desire::service_identity(service, part))
         });
-        let packets = identities.filter_map(|identity| {
+        let mut active = HashMap::<u64, u64>::new();
+        for ((service, _), backend) in &self.reconciler.numbers.backends {
+            *active.entry(*service).or_default() += u64::from(self.reconciler.active(*backend));
+        }
+        let loads = identities.filter_map(|identity| {
             let number = self.reconciler.numbers.services.get(&identity)?;
-            // What cannot be read counts as silence once; the next look tells.
-            Some((identity, stats::forwarded(maps, *number).unwrap_or(0)))
+            let packets = stats::forwarded(maps, *number).ok();
+            Some(Load { identity, packets, active: active.get(&identity).copied().unwrap_or(0) })
         });
-        self.watching.look(packets, now)
+        self.watching.look(loads, self.reconciler.kernel().sizes.observed(), now)
     }
 
     fn step_quality(&mut self) -> bool {

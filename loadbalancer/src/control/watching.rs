@@ -13,10 +13,22 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Packets of watched flows a second, at most: at 25 ns each, of a first packet 100 ns (see docs/benchmarks.md), that is
 /// a thousandth of a core, or half of a hundredth. Half as many responses a second are more than any mean needs.
 const MOST_PACKETS_PER_S: f64 = 50_000.0;
+/// Watched flows that are active, at most, of the places for them: one that finds its place taken tells nothing.
+const MOST_OF_PLACES: f64 = 0.5;
 /// The next greater share is taken where it would bring less than this part of the most, so that shares do not flap.
 const ROOM: f64 = 0.5;
 /// Where a service begins, until its packets have been counted for a while.
 const FIRST_FLOWS_PER_SAMPLE: u16 = 16;
+
+/// What a service does.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub identity: u64,
+    /// Forwarded ever; None: that cannot be told now.
+    pub packets: Option<u64>,
+    /// Active flows.
+    pub active: u64,
+}
 
 /// The services that leave it open, by identity.
 #[derive(Debug, Default)]
@@ -29,7 +41,7 @@ pub struct Watching {
 struct Watched {
     flows_per_sample: u16,
     /// Packets forwarded when it was last looked at.
-    packets: u64,
+    packets: Option<u64>,
 }
 
 impl Watching {
@@ -38,18 +50,21 @@ impl Watching {
         self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= INTERVAL)
     }
 
-    /// Takes the packets that were ever forwarded for each of the services. Gives whether a share has changed.
-    pub fn look(&mut self, services: impl IntoIterator<Item = (u64, u64)>, now: Instant) -> bool {
+    /// Takes what the services do, where there are so many places for watched flows. Gives whether a share has changed.
+    pub fn look(&mut self, loads: impl IntoIterator<Item = Load>, places: u32, now: Instant) -> bool {
         let elapsed = self.looked_at.replace(now).map(|at| now.saturating_duration_since(at).as_secs_f64());
         let mut before = std::mem::take(&mut self.services);
         let mut changed = false;
-        for (identity, packets) in services {
-            let known = before.remove(&identity);
+        for Load { identity, packets, active } in loads {
             let mut flows_per_sample = FIRST_FLOWS_PER_SAMPLE;
-            if let (Some(known), Some(elapsed)) = (known, elapsed) {
-                let rate = packets.saturating_sub(known.packets) as f64 / elapsed;
-                flows_per_sample = next(known.flows_per_sample, rate);
-                changed |= flows_per_sample != known.flows_per_sample;
+            if let Some(known) = before.remove(&identity) {
+                flows_per_sample = known.flows_per_sample;
+                if let (Some(elapsed), Some(last), Some(packets)) = (elapsed, known.packets, packets) {
+                    let of_packets = packets.saturating_sub(last) as f64 / elapsed / MOST_PACKETS_PER_S;
+                    let of_places = active as f64 / (MOST_OF_PLACES * f64::from(places));
+                    flows_per_sample = next(flows_per_sample, of_packets.max(of_places));
+                    changed |= flows_per_sample != known.flows_per_sample;
+                }
             }
             self.services.insert(identity, Watched { flows_per_sample, packets });
         }
@@ -67,14 +82,14 @@ impl Watching {
     }
 }
 
-/// Down at once, up one step at a time.
-fn next(flows_per_sample: u16, packets_per_s: f64) -> u16 {
-    let watched = |flows_per_sample: u16| packets_per_s / f64::from(flows_per_sample);
+/// What to do where watching all flows would be so many times the most: down at once, up one step at a time.
+fn next(flows_per_sample: u16, all: f64) -> u16 {
+    let watched = |flows_per_sample: u16| all / f64::from(flows_per_sample);
     let mut next = flows_per_sample;
-    while watched(next) > MOST_PACKETS_PER_S && next < MOST_FLOWS_PER_SAMPLE {
+    while watched(next) > 1.0 && next < MOST_FLOWS_PER_SAMPLE {
         next *= 2;
     }
-    if next == flows_per_sample && next > 1 && watched(next / 2) <= ROOM * MOST_PACKETS_PER_S {
+    if next == flows_per_sample && next > 1 && watched(next / 2) <= ROOM {
         next /= 2;
     }
     next
@@ -84,11 +99,17 @@ fn next(flows_per_sample: u16, packets_per_s: f64) -> u16 {
 mod tests {
     use super::*;
 
+    const PLACES: u32 = 16_384;
+
+    fn load(identity: u64, packets: u64) -> Load {
+        Load { identity, packets: Some(packets), active: 0 }
+    }
+
     /// Shares after some seconds with so many packets in each.
     fn after(watching: &mut Watching, start: Instant, seconds: std::ops::Range<u64>, per_s: u64, sum: &mut u64) -> u16 {
         for second in seconds {
             *sum += per_s;
-            watching.look([(7, *sum)], start + Duration::from_secs(second));
+            watching.look([load(7, *sum)], PLACES, start + Duration::from_secs(second));
         }
         watching.flows_per_sample(PassiveShare::Auto, 7)
     }
@@ -128,13 +149,34 @@ mod tests {
     fn a_service_that_is_gone_is_forgotten_and_counters_may_begin_anew() {
         let (mut watching, mut sum, start) = (Watching::default(), 1_000, Instant::now());
         after(&mut watching, start, 0..20, 100, &mut sum);
-        assert!(!watching.look([(7, 3), (8, 0)], start + Duration::from_secs(20)));
+        assert!(!watching.look([load(7, 3), load(8, 0)], PLACES, start + Duration::from_secs(20)));
         let share = |watching: &Watching, identity| watching.flows_per_sample(PassiveShare::Auto, identity);
         assert_eq!((share(&watching, 7), share(&watching, 8)), (1, FIRST_FLOWS_PER_SAMPLE));
-        watching.look([(8, 0)], start + Duration::from_secs(21));
+        watching.look([load(8, 0)], PLACES, start + Duration::from_secs(21));
         assert_eq!((share(&watching, 7), share(&watching, 8)), (FIRST_FLOWS_PER_SAMPLE, 8));
         assert!(
             !watching.is_due(start + Duration::from_millis(21_900)) && watching.is_due(start + Duration::from_secs(22))
         );
+    }
+
+    #[test]
+    fn no_more_flows_are_watched_than_find_a_place() {
+        for (active, flows) in [(4_096, 1), (200_000, 32), (10_000_000, 2_048)] {
+            let (mut watching, start) = (Watching::default(), Instant::now());
+            for second in 0..20 {
+                let load = Load { active, ..load(7, 100 * second) };
+                watching.look([load], PLACES, start + Duration::from_secs(second));
+            }
+            assert_eq!(watching.flows_per_sample(PassiveShare::Auto, 7), flows, "{active} active flows");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_counted_changes_nothing() {
+        let (mut watching, mut sum, start) = (Watching::default(), 1_000_000_000, Instant::now());
+        after(&mut watching, start, 0..20, 100, &mut sum);
+        let blind = Load { packets: None, ..load(7, 0) };
+        assert!(!watching.look([blind], PLACES, start + Duration::from_secs(20)));
+        assert_eq!(after(&mut watching, start, 21..23, 100, &mut sum), 1);
     }
 }

@@ -42,7 +42,7 @@ pub struct DesiredService {
     pub flags: u8,
     /// First and last source port of `nat`.
     pub nat_ports: (u16, u16),
-    /// See [`loadbalancer_common::signal::is_sampled`].
+    /// See [`loadbalancer_common::signal::is_sampled`]; without the count of changes.
     pub sample_mask: u16,
     pub listens: Vec<Listen>,
     pub backends: Vec<DesiredBackend>,

@@ -73,8 +73,8 @@ impl Sizes {
         self.backends * 4 + 16
     }
 
-    /// Places for watched flows: one for every four of a full table, of which one in sixteen is watched. Few of them are in
-    /// the middle of something at a time, and more places would only take the processor's cache.
+    /// Places for watched flows: one for every four of a full table if one in sixteen is watched, as then at most. Few of them
+    /// are in the middle of something at a time, and more places would only take the processor's cache.
     pub fn observed(&self) -> u32 {
         (self.flows.max(self.nat_flows) / 64).clamp(1 << 10, 1 << 16).next_power_of_two()
     }

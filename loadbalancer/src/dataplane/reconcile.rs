@@ -17,6 +17,7 @@ use loadbalancer_common::probe::Probe;
 use loadbalancer_common::ring::{RingBlock, RingRef, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
+use loadbalancer_common::signal::next_mask;
 
 use super::census;
 use super::desired::{Desired, DesiredBackend, DesiredProbe, DesiredService};
@@ -357,7 +358,7 @@ impl Reconciler {
         service.mode = desired.mode;
         service.flags = desired.flags;
         (service.nat_port_first, service.nat_port_last) = desired.nat_ports;
-        service.sample_mask = desired.sample_mask;
+        service.sample_mask = next_mask(service.sample_mask, desired.sample_mask);
         service.identity = desired.identity;
         if service != self.actual.services[id as usize] {
             self.kernel.maps.services.set(&u32::from(id), &service)?;
@@ -533,7 +534,7 @@ impl Reconciler {
                     port: Be16::new(listen.port.unwrap_or(0)),
                     service: id,
                     backend: *number,
-                    sample_mask: service.sample_mask,
+                    sample_mask: self.actual.services[usize::from(id)].sample_mask,
                 };
                 replies.insert((backend.addr, server_port, listen.protocol.number()), reply);
             }

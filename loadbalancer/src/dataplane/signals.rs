@@ -53,13 +53,13 @@ pub struct Interval {
 /// Remembers what was read last.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    known: HashMap<(u16, u8), Known>,
-    round: u64,
+    /// In the order of the sources.
+    known: Vec<Known>,
 }
 
 #[derive(Debug)]
 struct Known {
-    server: (u64, u64),
+    source: Source,
     last: Signals,
     /// Lately, to tell how many segments a request, or where there are no responses a connection, has.
     segments: f64,
@@ -67,29 +67,31 @@ struct Known {
     responses: f64,
     /// Parts of a loss that are not told yet.
     rest: f64,
-    round: u64,
 }
 
 impl Tracker {
     /// What came in since the last call, of the sources of which anything came. The first time that a source is named is where
     /// its counts begin.
-    pub fn read(&mut self, maps: &Maps, sources: impl IntoIterator<Item = Source>) -> Vec<(Source, Interval)> {
-        self.round += 1;
+    pub fn read(&mut self, maps: &Maps, sources: &[Source]) -> Vec<(Source, Interval)> {
+        if !self.known.iter().map(|known| &known.source).eq(sources) {
+            self.follow(maps, sources);
+        }
         let mut news = Vec::new();
-        for source in sources {
-            let now = now(maps, source.backend, source.channel);
-            let known = self.known.entry((source.backend, source.channel)).or_insert_with(|| Known::new(source, now));
-            if known.server != source.server {
-                *known = Known::new(source, now);
-            }
-            known.round = self.round;
+        for known in &mut self.known {
+            let now = now(maps, known.source.backend, known.source.channel);
             if now != known.last {
-                news.push((source, known.interval(&now)));
+                news.push((known.source, known.interval(&now)));
             }
         }
-        let round = self.round;
-        self.known.retain(|_, known| known.round == round);
         news
+    }
+
+    fn follow(&mut self, maps: &Maps, sources: &[Source]) {
+        let before = std::mem::take(&mut self.known);
+        let mut before: HashMap<Source, Known> = before.into_iter().map(|known| (known.source, known)).collect();
+        let begin = |source: &Source| Known::new(*source, now(maps, source.backend, source.channel));
+        let known = |source: &Source| before.remove(source).unwrap_or_else(|| begin(source));
+        self.known = sources.iter().map(known).collect();
     }
 }
 
@@ -107,7 +109,7 @@ pub fn now(maps: &Maps, backend: u16, channel: u8) -> Signals {
 
 impl Known {
     fn new(source: Source, now: Signals) -> Self {
-        Self { server: source.server, last: now, segments: 0.0, handshakes: 0.0, responses: 0.0, rest: 0.0, round: 0 }
+        Self { source, last: now, segments: 0.0, handshakes: 0.0, responses: 0.0, rest: 0.0 }
     }
 
     fn interval(&mut self, now: &Signals) -> Interval {

@@ -28,14 +28,14 @@ pub struct Settings {
     /// Standard errors down to which it goes on: with 1, servers of different speed stay 15 % off from their shares at half
     /// load; with none, checks alone move weights for nothing.
     pub settled_sure: f64,
-    /// Standard errors within which an error is noise, among up to [`FEW`] servers. Of more servers some are farther off by
+    /// Standard errors within which an error is noise, among up to four servers. Of more servers some are farther off by
     /// chance, so the square of the bound grows by 2 ln(n / few), as that of the largest of n errors does (the universal
     /// threshold of Donoho and Johnstone, Biometrika 81(3), 1994): 3 becomes 4.5 with 1,000.
     pub sure: f64,
     /// Time constant over which smaller errors are averaged: what lasts is no noise.
     pub patience: Duration,
-    /// Standard errors within which such an average is noise: that of 30 s varies by 0.37 of what one of 4 s does. It grows
-    /// with the number of servers by the same factor.
+    /// Standard errors within which such an average is noise: that of 30 s varies by 0.37 of what one of 4 s does. The bound
+    /// grows with the number of servers as that of `sure` does, by 0.37 of it.
     pub lasting_sure: f64,
     /// Time constant of corrections. As slow as Finagle's peak EWMA forgets (10 s): below 8 s, servers near their limit
     /// begin to swing in the simulator, above 15 s servers of different speed have not settled after 30 s.
@@ -98,6 +98,9 @@ impl Default for Settings {
 /// Servers up to which [`Settings::sure`] holds as it is: so many the simulator has.
 const FEW: f64 = 4.0;
 
+/// How much a mean over [`Settings::patience`] varies, of what one over 4 s does: the root of 4 / 30.
+const LASTING_NOISE: f64 = 0.37;
+
 /// A server as the law sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Member {
@@ -139,36 +142,45 @@ pub fn step(settings: &Settings, members: &mut [Member], elapsed: Duration) {
     let burden = |member: &Member| Some((member.factor * badness(settings, member.seen.as_ref()?)).ln());
     let Some(median) = median(members.iter().filter_map(burden)) else { return };
     let before = weight(members);
-    let chance = by_chance(settings, members.iter().filter(|member| member.seen.is_some()).count());
+    let bounds = Bounds::among(settings, members.iter().filter(|member| member.seen.is_some()).count());
     for member in members.iter_mut() {
         if let (Some(burden), Some(seen)) = (burden(member), member.seen) {
-            correct(settings, member, median - burden, seen.noise, chance, elapsed);
+            correct(settings, member, median - burden, seen.noise, bounds, elapsed);
         }
     }
     rescale(settings, members, before);
 }
 
-/// How much farther off the farthest of so many servers is by chance than that of a few.
-fn by_chance(settings: &Settings, servers: usize) -> f64 {
-    let more = (servers as f64 / FEW).max(1.0).ln();
-    (1.0 + 2.0 * more / (settings.sure * settings.sure)).sqrt()
+/// Standard errors beyond which an error is no noise.
+#[derive(Clone, Copy)]
+struct Bounds {
+    sure: f64,
+    lasting: f64,
 }
 
-fn correct(settings: &Settings, member: &mut Member, error: f64, noise: f64, chance: f64, elapsed: Duration) {
+impl Bounds {
+    fn among(settings: &Settings, servers: usize) -> Self {
+        let more = 2.0 * (servers as f64 / FEW).max(1.0).ln();
+        let bound = |few: f64, deviation: f64| (few * few + deviation * deviation * more).sqrt();
+        Self { sure: bound(settings.sure, 1.0), lasting: bound(settings.lasting_sure, LASTING_NOISE) }
+    }
+}
+
+fn correct(settings: &Settings, member: &mut Member, error: f64, noise: f64, bounds: Bounds, elapsed: Duration) {
     let elapsed_s = elapsed.as_secs_f64();
     if member.correcting {
         member.correcting = error.abs() > settings.settled.max(settings.settled_sure * noise);
     } else {
         member.lasting += (error - member.lasting) * (elapsed_s / settings.patience.as_secs_f64()).min(1.0);
-        member.correcting = error.abs() > settings.deadband.max(settings.sure * chance * noise)
-            || member.lasting.abs() > settings.deadband.max(settings.lasting_sure * chance * noise);
+        member.correcting = error.abs() > settings.deadband.max(bounds.sure * noise)
+            || member.lasting.abs() > settings.deadband.max(bounds.lasting * noise);
     }
     if !member.correcting {
         return;
     }
     member.lasting = 0.0;
     let intervals = elapsed_s / settings.interval.as_secs_f64();
-    let far = (error + settings.far_off.ln() + settings.sure * chance * noise).min(0.0);
+    let far = (error + settings.far_off.ln() + bounds.sure * noise).min(0.0);
     let step =
         error * elapsed_s / settings.correction.as_secs_f64() + far * elapsed_s / settings.far_correction.as_secs_f64();
     let rise = if member.held_back { 0.0 } else { settings.rise.ln() * intervals };
@@ -321,6 +333,15 @@ mod tests {
         for (servers, standard_errors, wanted) in cases {
             assert_eq!(corrected(servers, standard_errors), wanted, "{standard_errors} of {servers}");
         }
+        let few = Bounds::among(&Settings::default(), 4);
+        assert_eq!((few.sure, few.lasting), (3.0, 1.1));
+        let many = Bounds::among(&Settings::default(), 1_000);
+        assert!(
+            (many.sure - 4.48).abs() < 0.01 && (many.lasting - 1.65).abs() < 0.01,
+            "{} {}",
+            many.sure,
+            many.lasting
+        );
     }
 
     #[test]

@@ -265,19 +265,20 @@ fn reading(rounds: usize) -> Result<Figure> {
     const SERVERS: u16 = 1_000;
     let world = World::with_sizes(SIZES)?;
     let maps = &world.kernel().maps;
-    let sources = || (1..=SERVERS).map(|backend| Source { server: (1, backend.into()), backend, channel: 0 });
+    let source = |backend: u16| Source { server: (1, backend.into()), backend, channel: 0 };
+    let sources: Vec<Source> = (1..=SERVERS).map(source).collect();
     let mut tracker = Tracker::default();
-    tracker.read(maps, sources());
+    tracker.read(maps, &sources);
     let mut times = Vec::new();
     for _ in 0..rounds.max(1) * 10 {
-        for source in sources() {
+        for source in &sources {
             let words = maps.signals.value(index(source.backend, source.channel) as usize);
             for word in words {
                 word.fetch_add(1, Ordering::Relaxed);
             }
         }
         let begun = Instant::now();
-        let news = tracker.read(maps, sources());
+        let news = tracker.read(maps, &sources);
         times.push(begun.elapsed().as_secs_f64() * 1e6);
         if news.len() != usize::from(SERVERS) {
             bail!("{} of {SERVERS} servers had news", news.len());

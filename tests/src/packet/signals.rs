@@ -623,28 +623,31 @@ fn not_sampled(family: Family, mode: Mode) -> Result<()> {
     Ok(())
 }
 
-/// The share of watched flows changes between a request and its response, and again before the next request.
+/// The share of watched flows changes between a request and its response, and again before the next request: to another one,
+/// or back to the same.
 fn unwatched(family: Family, mode: Mode) -> Result<()> {
-    let mut watched = Watched::new(family, mode, protocol::TCP, (1, 1))?;
-    let by_half = |port: &u16| {
-        let hash = entries::flow_hash(&family, protocol::TCP, *port);
-        is_sampled(hash, mask_of(2))
-    };
-    watched.port = (40_000..40_100).find(by_half).context("half of the flows are watched")?;
-    watched.all(&EXCHANGE[..4])?;
-    watched.world.watch(watched.service, OFF)?;
-    watched.take(EXCHANGE[4])?;
-    watched.world.watch(watched.service, mask_of(2))?;
-    watched.all(&[Client(ACK, 101, 201, 100), Server(ACK, 201, 201, 200)])?;
-    watched.all(&[Client(ACK, 201, 401, 100), Server(ACK, 401, 301, 200)])?;
-    let expected = match mode.mode {
-        // A flow is watched from its beginning to its end, or not at all.
-        mode::NAT => Seen { responses: 3, segments: 6, ..OPENED },
-        // The first exchange after it tells only where both sides are.
-        mode::DNAT => Seen { responses: 1, segments: 4, ..OPENED },
-        _ => Seen { segments: 2, ..OPENED },
-    };
-    ensure!(watched.seen() == expected, "expected\n  {expected:?}, got\n  {:?}", watched.seen());
+    for (meanwhile, after) in [(OFF, mask_of(2)), (mask_of(2), mask_of(1))] {
+        let mut watched = Watched::new(family, mode, protocol::TCP, (1, 1))?;
+        let passes_unseen = |port: &u16| {
+            let hash = entries::flow_hash(&family, protocol::TCP, *port);
+            !is_sampled(hash, meanwhile) && is_sampled(hash, after)
+        };
+        watched.port = (40_000..40_100).find(passes_unseen).context("half of the flows are watched")?;
+        watched.all(&EXCHANGE[..4])?;
+        watched.world.watch(watched.service, meanwhile)?;
+        watched.take(EXCHANGE[4])?;
+        watched.world.watch(watched.service, after)?;
+        watched.all(&[Client(ACK, 101, 201, 100), Server(ACK, 201, 201, 200)])?;
+        watched.all(&[Client(ACK, 201, 401, 100), Server(ACK, 401, 301, 200)])?;
+        let expected = match mode.mode {
+            // A flow is watched from its beginning to its end, or not at all.
+            mode::NAT => Seen { responses: 3, segments: 6, ..OPENED },
+            // The first exchange after it tells only where both sides are.
+            mode::DNAT => Seen { responses: 1, segments: 4, ..OPENED },
+            _ => Seen { segments: 2, ..OPENED },
+        };
+        ensure!(watched.seen() == expected, "expected\n  {expected:?}, got\n  {:?}", watched.seen());
+    }
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use loadbalancer_common::path::{HEADER_ROOM, Path, encap};
 use loadbalancer_common::ring::{RingRef, SLOT_BLOCKS, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
-use loadbalancer_common::signal::mask_of;
+use loadbalancer_common::signal::{mask_of, next_mask};
 
 use super::frame::{GATEWAY_MAC, SERVER_MAC, link};
 
@@ -332,7 +332,12 @@ impl World {
 
     /// Sets which flows of a service are watched.
     pub fn watch(&self, service: u16, mask: u16) -> Result<()> {
-        self.change_service(service, |service| service.sample_mask = mask)?;
+        let mut now = mask;
+        self.change_service(service, |service| {
+            now = next_mask(service.sample_mask, mask);
+            service.sample_mask = now;
+        })?;
+        let mask = now;
         let maps = &self.kernel().maps;
         watch_replies(&maps.replies4, service, mask)?;
         watch_replies(&maps.replies6, service, mask)

@@ -8,7 +8,7 @@ use loadbalancer::control::quality::Report;
 use loadbalancer::dataplane::kernel::Maps;
 use loadbalancer::dataplane::signals::{Interval, Source, Tracker};
 use loadbalancer::dataplane::stats;
-use loadbalancer_common::signal::mask_of;
+use loadbalancer_common::signal::{mask_of, share};
 use loadbalancer_tests::support::events::wait_until;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
@@ -35,7 +35,8 @@ impl Reader {
     fn read(&mut self) -> BTreeMap<IpAddr, Interval> {
         let backends = stats::read(&self.maps).unwrap_or_else(|error| panic!("{error}")).backends;
         let source = |backend: &u16| Source { server: (0, u64::from(*backend)), backend: *backend, channel: 0 };
-        let news = self.tracker.read(&self.maps, backends.keys().map(source));
+        let sources: Vec<Source> = backends.keys().map(source).collect();
+        let news = self.tracker.read(&self.maps, &sources);
         news.into_iter().map(|(source, news)| (stats::address(&backends[&source.backend].backend), news)).collect()
     }
 }
@@ -115,7 +116,8 @@ fn all_flows_are_watched_where_there_is_little_traffic() {
         wait_until("every flow is watched", SOON, || {
             let services = stats::read(&maps).unwrap_or_else(|error| panic!("{error}")).services;
             let report: Report = serde_json::from_str(&world.gateway.ask(&["quality", "--json"])).expect("a report");
-            services.iter().filter(|(id, _)| **id != 0).all(|(_, it)| it.service.sample_mask == mask_of(1))
+            services.iter().filter(|(id, _)| **id != 0).all(|(_, it)| share(it.service.sample_mask) == mask_of(1))
+                && !report.services.is_empty()
                 && report.services.iter().all(|service| service.flows_per_sample == 1)
         })
         .unwrap_or_else(|error| panic!("{mode}: {error}"));

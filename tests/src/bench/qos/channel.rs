@@ -94,8 +94,13 @@ fn worse_in(mode: &str) -> Result<Vec<Value>> {
         first.set(Impairment::NONE);
         let mut flaps = 0;
         let mut last = place.slots()?;
+        // Who was still about to leave when it got better may do so before it comes back.
+        let mut comes_back = vec![false; last.len()];
         let mut count = |now: Vec<usize>| {
-            flaps += now.iter().zip(&last).filter(|(now, last)| now < last).count();
+            for ((now, last), comes_back) in now.iter().zip(&last).zip(&mut comes_back) {
+                *comes_back |= now > last;
+                flaps += usize::from(*comes_back && now < last);
+            }
             last = now;
         };
         let back = until(BACK, || {
