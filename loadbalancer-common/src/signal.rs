@@ -66,7 +66,7 @@ pub const fn bucket(ns: u64) -> usize {
 }
 
 /// What was seen of one server over one channel, ever: all numbers turn over. Changed by atomic additions, so that it need
-/// not be kept per CPU: watched flows are few, and the reader has one number to read instead of one per CPU.
+/// not be kept per CPU: watched packets are bounded, and the reader has one number to read instead of one per CPU.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Signals {

@@ -178,10 +178,11 @@ impl Controller {
     fn follow_config(&mut self) {
         let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
         self.ids = self.config.services.iter().map(of_service).collect();
-        let constants = self.config.services.iter().flat_map(|service| {
-            let identity = |part| desire::service_identity(service, part);
-            desire::parts(service).into_iter().map(move |part| (identity(part), quality_constants(service)))
-        });
+        let constants = self
+            .config
+            .services
+            .iter()
+            .flat_map(|service| desire::identities(service).map(|identity| (identity, quality_constants(service))));
         self.constants = constants.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
@@ -467,9 +468,7 @@ impl Controller {
         }
         let maps = &self.reconciler.kernel().maps;
         let open = self.config.services.iter().filter(|service| service.passive == PassiveShare::Auto);
-        let identities = open.flat_map(|service| {
-            desire::parts(service).into_iter().map(move |part| desire::service_identity(service, part))
-        });
+        let identities = open.flat_map(desire::identities);
         let mut active = HashMap::<u64, u64>::new();
         for ((service, _), backend) in &self.reconciler.numbers.backends {
             *active.entry(*service).or_default() += u64::from(self.reconciler.active(*backend));
@@ -523,7 +522,7 @@ impl Controller {
     }
 
     fn tell_tier_event(&self, service: u64, event: &TierEvent) {
-        let is_it = |it: &&Service| desire::parts(it).iter().any(|part| desire::service_identity(it, *part) == service);
+        let is_it = |it: &&Service| desire::identities(it).any(|identity| identity == service);
         let service = self.config.services.iter().find(is_it).map_or("", |service| &service.name);
         match event {
             TierEvent::Begins { tier, cause: Some(cause) } => {

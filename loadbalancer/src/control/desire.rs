@@ -86,6 +86,11 @@ pub fn service_identity(service: &Service, part: Option<Family>) -> u64 {
     identity(&[b"service", service.name.as_bytes(), &[kernel_mode(service.mode), family]])
 }
 
+/// Who a service is in the kernel: one, or one of each family.
+pub fn identities(service: &Service) -> impl Iterator<Item = u64> {
+    parts(service).into_iter().map(|part| service_identity(service, part))
+}
+
 pub fn server_id(service: &Service, server: &Server) -> ServerId {
     let part = if service.mode.is_dsr() { None } else { Some(Family::of(server.addr)) };
     let address = server.addr.to_string();
