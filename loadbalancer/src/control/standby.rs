@@ -12,6 +12,9 @@ use crate::quality::group::Level;
 use crate::quality::standby::explain::{ServerReport, ServiceReport};
 use crate::quality::standby::{Action, Event, Hook, ServiceKey, Standby, StandbyKey, Step};
 
+/// How much longer than a hook's own time-out its end is waited for: that it was killed is told by who killed it.
+const HOOK_GRACE: Duration = Duration::from_secs(5);
+
 /// What a hook came to.
 #[derive(Debug)]
 pub struct HookDone {
@@ -112,8 +115,10 @@ impl StandbyPool {
     /// Brings the pool to the configuration. What is leased and not configured any more goes back with the next steps.
     pub fn follow(&mut self, file: &Config, now: Instant) {
         let now = self.now(now);
-        self.standby.set_settings(file.standby.settings.clone());
         self.hook_timeout = file.standby.settings.hook_timeout;
+        let mut settings = file.standby.settings.clone();
+        settings.hook_timeout = settings.hook_timeout.saturating_add(HOOK_GRACE);
+        self.standby.set_settings(settings);
         self.start.clone_from(&file.standby.start);
         self.stop.clone_from(&file.standby.stop);
         let pool = &file.standby.servers;

@@ -458,7 +458,7 @@ impl Standby {
                     self.servers.remove(&key);
                 }
                 State::Starting(lease) if passed >= self.settings.hook_timeout => {
-                    let message = format!("no answer within {} s", passed.as_secs());
+                    let message = format!("no answer within {:.1} s", passed.as_secs_f64());
                     self.stop(key, lease, Some(Problem::StartHook(message)), now, step);
                 }
                 State::Checking(lease) if passed >= self.settings.check_timeout => {
@@ -482,7 +482,7 @@ impl Standby {
                     self.stop(key, lease, None, now, step);
                 }
                 State::Stopping { lease, tries, .. } if passed >= self.settings.hook_timeout => {
-                    let message = format!("no answer within {} s", passed.as_secs());
+                    let message = format!("no answer within {:.1} s", passed.as_secs_f64());
                     self.stop_failed(key, lease, message, tries, now, step);
                 }
                 State::Failed { lease, free_at, stop } if now >= free_at => match stop {
