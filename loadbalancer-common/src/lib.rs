@@ -19,6 +19,7 @@ pub mod admission;
 pub mod backend;
 pub mod path;
 pub mod probe;
+pub mod queue;
 pub mod conntrack;
 pub mod signal;
 pub mod checksum;
@@ -27,4 +28,4 @@ mod pod;
 
 /// Version of every layout in this crate. It is part of the directory in which maps are pinned, so a controller never
 /// adopts a state that it would misread. Raise it with any change of a map's key, value, size class or meaning.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;

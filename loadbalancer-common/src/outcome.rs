@@ -44,6 +44,8 @@ pub enum Class {
     Refused,
     /// Dropped.
     Dropped,
+    /// With the controller, for later.
+    Queued,
 }
 
 /// Counters kept per service; indices of outcomes are below.
@@ -101,6 +103,16 @@ outcomes! {
     TtlDropped = 21, "ttl_dropped", Dropped;
     /// Too big for the way to the server, and no answer is due.
     TooBigDropped = 22, "too_big_dropped", Dropped;
+    /// The first packet of a flow that no server takes: it waits.
+    Queued = 23, "queued", Queued;
+    /// A client is to show that it is where its packets say before it may wait.
+    Challenged = 24, "challenged", Answered;
+    /// A reset of a flow that may be waiting: the client has given up, or answers a challenge.
+    QueueReset = 25, "queue_reset", Queued;
+    /// It is to wait, but the controller has not taken enough of those before.
+    QueueBusy = 26, "queue_busy", Dropped;
+    /// It has waited for as long as it may, or the queue has no room for it.
+    QueueRefused = 27, "queue_refused", Refused;
 }
 
 #[cfg(test)]

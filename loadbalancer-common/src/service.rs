@@ -108,4 +108,12 @@ pub struct ServiceState {
     /// Value of `room_epoch`, plus one, at which a search found every server at its mark; zero: none was. While they
     /// agree, a new flow is refused at once instead of searching all servers again.
     pub full_epoch: u64,
+    /// Until when flows that no server takes are handed over to the controller, in nanoseconds of the monotonic clock. The
+    /// controller moves it on while it lives, so that a dead one holds nothing up.
+    pub queue_until: u64,
+    /// The same for all new flows: as long as some wait, none may overtake them.
+    pub waiting_until: u64,
+    /// Not zero: a flow may wait only if its client has shown that it is where its packets say.
+    pub challenge: u64,
+    pub pad: [u64; 3],
 }

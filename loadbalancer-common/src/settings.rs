@@ -11,7 +11,14 @@ pub mod program {
     pub const SPECIAL4: u32 = 0;
     pub const SPECIAL6: u32 = 1;
     pub const IPV6: u32 = 2;
-    pub const COUNT: u32 = 3;
+    /// Flows that no server takes.
+    pub const HOLD4: u32 = 3;
+    pub const HOLD6: u32 = 4;
+    /// Frames that the controller gives back: their ticket, then the rest.
+    pub const TICKET: u32 = 5;
+    pub const RELEASE4: u32 = 6;
+    pub const RELEASE6: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 #[repr(C)]

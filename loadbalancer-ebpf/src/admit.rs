@@ -11,6 +11,7 @@ use loadbalancer_common::ring::{BLOCK_SLOTS, RingRef, SLOT_BLOCKS, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Service};
 
 use crate::maps;
+use crate::queue;
 
 /// Searches of a tier for one flow.
 const SEARCHES: u64 = 3;
@@ -73,6 +74,13 @@ pub fn ring_slot(service: &Service, hash: u64) -> Option<u16> {
     slot(RingRef(service.tiers[0]), hash)
 }
 
+/// Whether a new flow has to wait because others do: else it would overtake them. Asked before [`new_flow`], and not there, as
+/// there is no stack left below that.
+#[inline(always)]
+pub fn has_to_wait(service_id: u16) -> bool {
+    queue::queue_waits(service_id as u32) != 0
+}
+
 /// A server for a new flow, already counted as one more active flow there.
 #[inline(always)]
 pub fn new_flow(service_id: u16, hash: u64, preferred: u16) -> Choice {
@@ -124,7 +132,7 @@ fn admit(service_id: u16, hash: u64, preferred: u16) -> Choice {
     overflow()
 }
 
-/// Every server is at its mark: the one place where a queue can take the flow over. Until there is one, it is refused.
+/// Every server is at its mark, or others wait already: the flow waits as well (see [`crate::refuse`]), or is refused.
 #[inline(always)]
 fn overflow() -> Choice {
     Choice::refused(Refusal::Full)

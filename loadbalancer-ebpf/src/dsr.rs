@@ -7,7 +7,7 @@ use loadbalancer_common::clock::{TIME_MASK, age};
 use loadbalancer_common::net::tcp_flag;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
-use loadbalancer_common::settings::Settings;
+use loadbalancer_common::settings::{Settings, program};
 use loadbalancer_common::signal::is_sampled;
 
 use crate::admit::{self, Choice, Refusal};
@@ -19,6 +19,7 @@ use crate::maps;
 use crate::observe::{self, Key, Replies};
 use crate::parse::{Packet, Part};
 use crate::probe;
+use crate::queue;
 use crate::refuse;
 use crate::verdict::Verdict;
 
@@ -41,6 +42,9 @@ pub fn to_server<F: Family>(
         if probe::probe_is_one(ctx.ctx) != 0 {
             probe::elsewhere::<F>(ctx);
             return Verdict::drop(service_id, Outcome::Internal);
+        }
+        if packet.tcp_flags & tcp_flag::RST != 0 && queue::queue_waits(service_id as u32) != 0 {
+            maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
         }
         let client = if service.has(Service::CLIENT_AFFINITY) {
             F::client_hash(settings.seed, packet.src, service_id)
@@ -70,6 +74,85 @@ pub fn to_server<F: Family>(
         remember_client::<F>(ctx, packet);
     }
     send::<F>(ctx, packet, service_id, service, chosen, hash, found.entry.state())
+}
+
+/// A flow that has waited, to the server that the controller has chosen, and counted as having it.
+#[inline(always)]
+pub fn released<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    service: &Service,
+    backend: u16,
+) -> Verdict {
+    let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+    let now = maps::now() as u16 & TIME_MASK;
+    let found = affinity::find(settings, hash);
+    let mut chosen = NO_BACKEND;
+    if found.is_some() {
+        chosen = known_flow(service, settings, packet, &found, now);
+    }
+    if chosen != NO_BACKEND {
+        // It went to a server on another way meanwhile.
+        maps::release(backend);
+    } else {
+        chosen = backend;
+        let client = if service.has(Service::CLIENT_AFFINITY) {
+            F::client_hash(settings.seed, packet.src, service_id)
+        } else {
+            0
+        };
+        let kind = (!packet.is_tcp() as u32) << 1 | found.is_some() as u32;
+        affinity_released_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
+    }
+    if service.mode == mode::DNAT
+        && let Some(hop) = queue::last_hop(ctx, packet.l3)
+    {
+        F::insert_last_hop(&packet.src, &hop);
+    }
+    send::<F>(ctx, packet, service_id, service, chosen, hash, found.entry.state())
+}
+
+/// Notes the server of a flow that has waited. `kind`: whether it is UDP, and in the lowest bit whether it has an entry.
+/// Exported so that the verifier checks it once by itself, with a stack of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u32, kind: u32) -> u32 {
+    let Some(settings) = maps::settings() else {
+        return 0;
+    };
+    let (backend, now) = ((backend_now >> 16) as u16, backend_now as u16);
+    note(settings, hash, kind & 1 != 0, backend, if kind & 2 != 0 { state::UDP } else { state::TCP_SYN }, now);
+    if client != 0 {
+        note_client(affinity::find(settings, client), client, backend, now);
+    }
+    0
+}
+
+/// Puts a new flow, counted on its backend already, into the table.
+#[inline(always)]
+fn note(settings: &Settings, hash: u64, has_entry: bool, backend: u16, first_state: u8, now: u16) {
+    let mut replaced = false;
+    let found = affinity::find(settings, hash);
+    if has_entry && found.is_some() {
+        replaced = affinity::replace(&found, Entry::new(found.entry.tag(), backend, first_state, now));
+    }
+    if !replaced && !affinity::insert(hash, backend, first_state, now) {
+        // Without an entry nothing would ever end the flow.
+        maps::release(backend);
+    }
+    maps::count_flow(backend);
+}
+
+/// Notes the server that a client's flows go to. What another CPU does meanwhile is as good; the next flow tries again.
+#[inline(always)]
+fn note_client(found: Found, client: u64, backend: u16, now: u16) {
+    if !found.is_some() {
+        affinity::insert(client, backend, state::CLIENT, now);
+    } else {
+        affinity::replace(&found, Entry::new(found.entry.tag(), backend, state::CLIENT, now));
+    }
 }
 
 /// Backend of a flow with an entry, brought up to date; none if the packet must be treated as a new flow's first.
@@ -175,16 +258,7 @@ fn open(flow: &NewFlow) -> Choice {
         return choice;
     };
     let first_state = if flow.kind == Kind::Udp { state::UDP } else { state::TCP_SYN };
-    let mut replaced = false;
-    let found = affinity::find(settings, flow.hash);
-    if flow.has_entry && found.is_some() {
-        replaced = affinity::replace(&found, Entry::new(found.entry.tag(), id, first_state, flow.now));
-    }
-    if !replaced && !affinity::insert(flow.hash, id, first_state, flow.now) {
-        // Without an entry nothing would ever end the flow.
-        maps::release(id);
-    }
-    maps::count_flow(id);
+    note(settings, flow.hash, flow.has_entry, id, first_state, flow.now);
     choice
 }
 
@@ -201,6 +275,9 @@ fn choose(service: &Service, flow: &NewFlow) -> Choice {
             }
             None => Choice::refused(Refusal::NoServer),
         };
+    }
+    if admit::has_to_wait(flow.service) {
+        return Choice::refused(Refusal::Full);
     }
     if flow.client == 0 {
         return admit::new_flow(flow.service, flow.hash, NO_BACKEND);
@@ -221,12 +298,7 @@ pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) ->
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
     let choice = admit::new_flow(service, client, preferred);
     if let Ok(id) = choice.get() {
-        // What another CPU does meanwhile is as good; the next flow tries again.
-        if !found.is_some() {
-            affinity::insert(client, id, state::CLIENT, now);
-        } else {
-            affinity::replace(&found, Entry::new(found.entry.tag(), id, state::CLIENT, now));
-        }
+        note_client(found, client, id, now);
     }
     choice.word()
 }

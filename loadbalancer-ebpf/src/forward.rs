@@ -291,11 +291,11 @@ pub fn to_client<F: Family>(
     Verdict::new(action_for(ctx, hop.ifindex), service, outcome)
 }
 
-/// Largest IP packet of the interface on which the frame came; zero if the kernel does not say.
+/// Largest IP packet of an interface, of that on which the frame came if it is zero; zero if the kernel does not say.
 #[inline(always)]
-pub fn mtu(ctx: &XdpContext) -> u16 {
+pub fn mtu(ctx: &XdpContext, ifindex: u32) -> u16 {
     let mut mtu = 0u32;
-    // SAFETY: the context is the kernel's, and `mtu` lives through the call. Interface 0 is the frame's own.
-    let result = unsafe { bpf_check_mtu(ctx.ctx.cast(), 0, &raw mut mtu, 0, 0) };
+    // SAFETY: the context is the kernel's, and `mtu` lives through the call.
+    let result = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &raw mut mtu, 0, 0) };
     if result < 0 || mtu > u16::MAX as u32 { 0 } else { mtu as u16 }
 }

@@ -15,6 +15,7 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::net::ethertype;
 use loadbalancer_common::outcome::Outcome;
+use loadbalancer_common::queue::TICKET;
 use loadbalancer_common::service::mode;
 use loadbalancer_common::settings::{Settings, program};
 
@@ -35,6 +36,7 @@ mod refuse;
 mod timestamp;
 mod observe;
 mod probe;
+mod queue;
 mod forward;
 
 use classify::Class;
@@ -49,6 +51,10 @@ pub fn loadbalancer(ctx: XdpContext) -> u32 {
         Some((ethertype::IPV6, _)) => {
             maps::tail_call(&ctx, program::IPV6);
             Verdict::pass(Outcome::NotOurs)
+        }
+        Some((TICKET, _)) => {
+            maps::tail_call(&ctx, program::TICKET);
+            Verdict::pass(Outcome::NotIp)
         }
         Some(_) => Verdict::pass(Outcome::NotIp),
         None => Verdict::pass(Outcome::Malformed),
@@ -137,6 +143,32 @@ fn special<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::
     } else {
         probe::handle::<F>(ctx, settings, packet)
     }
+}
+
+/// What no server takes waits with the controller; what it gives back goes on from here.
+#[xdp(frags)]
+pub fn hold4(ctx: XdpContext) -> u32 {
+    done(&ctx, with_packet::<V4>(&ctx, queue::hold::<V4>))
+}
+
+#[xdp(frags)]
+pub fn hold6(ctx: XdpContext) -> u32 {
+    done(&ctx, with_packet::<V6>(&ctx, queue::hold::<V6>))
+}
+
+#[xdp(frags)]
+pub fn ticket(ctx: XdpContext) -> u32 {
+    done(&ctx, queue::take_ticket(&ctx))
+}
+
+#[xdp(frags)]
+pub fn release4(ctx: XdpContext) -> u32 {
+    done(&ctx, with_packet::<V4>(&ctx, queue::release::<V4>))
+}
+
+#[xdp(frags)]
+pub fn release6(ctx: XdpContext) -> u32 {
+    done(&ctx, with_packet::<V6>(&ctx, queue::release::<V6>))
 }
 
 /// Does something with the parsed packet, which is not on the stack here: IPv6 and the rare paths need that themselves.

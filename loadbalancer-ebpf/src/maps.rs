@@ -6,9 +6,11 @@
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xsub};
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::Bucket;
 use loadbalancer_common::backend::{Backend, BackendCounters};
@@ -18,14 +20,15 @@ use loadbalancer_common::net::{Addr4, Addr6};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS};
 use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::probe::Probe;
+use loadbalancer_common::queue::{ClassKey, Ticket};
 use loadbalancer_common::ring::RingBlock;
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
-use loadbalancer_common::settings::Settings;
+use loadbalancer_common::settings::{Settings, program};
 use loadbalancer_common::signal::{self, Observed, Signals, Who};
 
 /// The other programs, by [`loadbalancer_common::settings::program`].
 #[map]
-static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(3, 0);
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0);
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
@@ -70,11 +73,21 @@ static NAT_PORTS: Array<u64> = Array::with_max_entries(2, 0);
 static PROBES: HashMap<u32, Probe> = HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
 /// Memory for what is too large for the stack.
 #[map]
-static SCRATCH: PerCpuArray<[u64; 48]> = PerCpuArray::with_max_entries(2, 0);
+static SCRATCH: PerCpuArray<[u64; 48]> = PerCpuArray::with_max_entries(3, 0);
 #[map]
 static OUTCOMES: PerCpuArray<OutcomeCounters> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::with_max_entries(2, 0);
+
+/// What goes to the controller: flows that are to wait, and that a server has room.
+#[map]
+static QUEUE: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// Classes of waiting clients, plus one, by [`ClassKey`].
+#[map]
+static CLASSES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(64, BPF_F_NO_PREALLOC);
+/// When a client has last shown that it is where its packets say, in ticks.
+#[map]
+static VERIFIED: LruHashMap<[u32; 4], u32> = LruHashMap::with_max_entries(64, 0);
 
 /// Watched flows, by hash.
 #[map]
@@ -162,8 +175,21 @@ pub fn add64(word: *mut u64, by: u64) {
 /// Coarse time in ticks.
 #[inline(always)]
 pub fn now() -> u32 {
+    clock::ticks(coarse_ns())
+}
+
+/// Coarse time in nanoseconds, some milliseconds behind at most.
+#[inline(always)]
+pub fn coarse_ns() -> u64 {
     // SAFETY: the helper has no precondition.
-    clock::ticks(unsafe { bpf_ktime_get_coarse_ns() })
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Time in nanoseconds.
+#[inline(always)]
+pub fn precise_ns() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Counts one frame.
@@ -259,7 +285,7 @@ pub fn reserve(backend: u16, limit: u32) -> bool {
     true
 }
 
-/// Counts one active flow less, and tells the service if the backend has room again.
+/// Counts one active flow less, and tells the service, and the controller if some wait, if the backend has room again.
 #[inline(always)]
 pub fn release(backend_id: u16) {
     let Some(active) = ACTIVE.get_ptr_mut(backend_id as u32) else {
@@ -270,12 +296,63 @@ pub fn release(backend_id: u16) {
     let Some(backend) = backend(backend_id) else {
         return;
     };
-    if saturated(before) >= backend.high_water
-        && let Some(state) = service_state(backend.service)
-    {
-        // SAFETY: as above.
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(&raw mut (*state).room_epoch, 1) };
+    if saturated(before) >= backend.high_water {
+        room_again(backend.service as u32);
     }
+}
+
+/// Tells a service that it has room again, and wakes the controller if some flow waits; it looks for itself who has room.
+/// Exported: what it needs would be on the stack of every caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn room_again(service: u32) -> u32 {
+    let Some(state) = service_state(service as u16) else {
+        return 0;
+    };
+    // SAFETY: the pointer is to a map value, aligned to its size.
+    unsafe {
+        atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(&raw mut (*state).room_epoch, 1);
+        // Without room in the buffer the controller is awake anyway.
+        if (&raw const (*state).waiting_until).read_volatile() != 0
+            && QUEUE.output::<u64>(&(*state).room_epoch, 0).is_ok()
+        {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Memory for a record of the ring buffer; it must be submitted or discarded.
+#[inline(always)]
+pub fn queue_record<T: 'static>() -> Option<RingBufEntry<T>> {
+    QUEUE.reserve::<T>(0)
+}
+
+/// Class of a client's address, plus one; zero: none.
+#[inline(always)]
+pub fn class(key: &ClassKey) -> u32 {
+    let [a, b, c, d] = key.addr.0;
+    CLASSES.get(Key::new(key.prefix_len, [key.service, a, b, c, d])).copied().unwrap_or(0)
+}
+
+/// When a client has last shown that it is where its packets say, in ticks.
+#[inline(always)]
+pub fn verified(addr: &[u32; 4]) -> Option<u32> {
+    // SAFETY: values are one word.
+    unsafe { VERIFIED.get(addr) }.copied()
+}
+
+#[inline(always)]
+pub fn set_verified(addr: &[u32; 4], now: u32) {
+    if VERIFIED.insert(addr, now, 0).is_err() {
+        // The client is challenged again.
+    }
+}
+
+/// This CPU's memory for the ticket of the frame that is given back.
+#[inline(always)]
+pub fn ticket() -> Option<*mut Ticket> {
+    SCRATCH.get_ptr_mut(2).map(|pointer| pointer.cast::<Ticket>())
 }
 
 /// This CPU's scratch memory.

@@ -22,6 +22,7 @@ use crate::maps;
 use crate::observe::{self, Key, Replies};
 use crate::parse::{self, Packet, Part};
 use crate::probe;
+use crate::queue;
 use crate::refuse;
 use crate::timestamp::{self, Number};
 use crate::verdict::Verdict;
@@ -97,7 +98,54 @@ pub fn to_server<F: Family>(
             }
         }
     };
-    // SAFETY: as above; other CPUs change only state and time, each a word.
+    forward_known::<F>(ctx, packet, service_id, found)
+}
+
+/// A flow that has waited, to the server that the controller has chosen, and counted as having it.
+#[inline(always)]
+pub fn released<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    service: &Service,
+    backend: u16,
+) -> Verdict {
+    let Some(tuple) = key_in_scratch::<F>(packet) else {
+        maps::release(backend);
+        return Verdict::drop(service_id, Outcome::Internal);
+    };
+    if let Some(found) = F::translation(tuple) {
+        // SAFETY: conntrack values live until a grace period after their removal.
+        if goes_on(ctx, service, settings, packet, unsafe { &*found }) {
+            // It went to a server on another way meanwhile.
+            maps::release(backend);
+            return forward_known::<F>(ctx, packet, service_id, found);
+        }
+    }
+    if F::V6 {
+        nat_begin6(service_id as u32)
+    } else {
+        nat_begin4(service_id as u32)
+    };
+    if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
+        return Verdict::drop(service_id, outcome);
+    }
+    match F::translation(tuple) {
+        Some(found) => forward_known::<F>(ctx, packet, service_id, found),
+        None => Verdict::drop(service_id, Outcome::Internal),
+    }
+}
+
+/// Sends the packet of a flow with entries.
+#[inline(always)]
+fn forward_known<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    found: *mut Translation<F::Addr>,
+) -> Verdict {
+    // SAFETY: conntrack values live until a grace period after their removal; other CPUs change only state and time, each a word.
     let translation = unsafe { &*found };
     let mut next = translation.state as u8;
     if packet.is_tcp() {
@@ -222,14 +270,29 @@ fn start<F: Family>(
     let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
     let choice = if probe::is_one(ctx, settings) {
         probe::server(probe::word(packet), service_id)
+    } else if admit::has_to_wait(service_id) {
+        Choice::refused(Refusal::Full)
     } else if service.has(Service::CLIENT_AFFINITY) {
         Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
     } else {
         admit::new_flow(service_id, hash, NO_BACKEND)
     };
-    let Ok(backend) = choice.get() else {
-        return choice;
-    };
+    match choice.get() {
+        Ok(backend) => start_at::<F>(ctx, settings, packet, service_id, backend),
+        Err(_) => choice,
+    }
+}
+
+/// The same at a server that is chosen, and counts the flow as active unless it is a probe's.
+#[inline(always)]
+fn start_at<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    backend: u16,
+) -> Choice {
+    let is_flow = !probe::is_one(ctx, settings) || queue::is_released();
     let service_backend = (service_id as u32) << 16 | backend as u32;
     let l4_l3 = (packet.l4 as u32) << 16 | packet.l3 as u32;
     let opened =
@@ -239,14 +302,14 @@ fn start<F: Family>(
         let taken =
             if F::V6 { nat_take_port6(service_backend, attempt) } else { nat_take_port4(service_backend, attempt) };
         if taken != 0 {
-            if !probe::is_one(ctx, settings) {
+            if is_flow {
                 maps::count_flow(backend);
             }
-            return choice;
+            return Choice::backend(backend);
         }
         attempt += 1;
     }
-    if !probe::is_one(ctx, settings) {
+    if is_flow {
         maps::release(backend);
     }
     Choice::refused(Refusal::PortsExhausted)
@@ -317,8 +380,12 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
     let opening = unsafe { &mut *scratch };
     fill::<F>(opening, backend, maps::now(), &hop);
     if probe::is_one(ctx, settings) {
-        // It is no active flow, and gives its port up first.
-        opening.forward.state = state::TCP_CLOSED as u32;
+        if queue::is_released() {
+            queue::correct(ctx, &mut opening.reply.last_hop);
+        } else {
+            // It is no active flow, and gives its port up first.
+            opening.forward.state = state::TCP_CLOSED as u32;
+        }
     }
     (opening.forward.service, opening.forward.backend) = (service_id, backend_id);
     (opening.reply.service, opening.reply.backend) = (service_id, backend_id);

@@ -99,7 +99,7 @@ pub fn last_hop(ctx: &XdpContext, l3: u16) -> Option<LastHop> {
         ifindex: ctx.ingress_ifindex() as u32,
         macs: [macs[3], macs[4], macs[5], macs[0], macs[1], macs[2]],
         tags: [0; 2],
-        mtu: crate::forward::mtu(ctx),
+        mtu: crate::forward::mtu(ctx, 0),
         outer_tag: 0,
     };
     if l3 as usize >= EthHdr::LEN + TAG_LEN {

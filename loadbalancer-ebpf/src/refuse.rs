@@ -5,15 +5,18 @@ use loadbalancer_common::checksum::finish;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::Service;
+use loadbalancer_common::settings::program;
 use network_types::tcp::TcpHdr;
 
 use crate::family::Family;
 use crate::frame;
 use crate::icmp;
+use crate::maps;
 use crate::parse::Packet;
+use crate::queue;
 use crate::verdict::Verdict;
 
-/// Refuses a packet for a reason.
+/// Refuses a packet for a reason, unless its flow may wait.
 #[inline(always)]
 pub fn packet<F: Family>(
     ctx: &XdpContext,
@@ -22,8 +25,25 @@ pub fn packet<F: Family>(
     service: &Service,
     outcome: Outcome,
 ) -> Verdict {
-    let may_answer = matches!(outcome, Outcome::NoServer | Outcome::Full | Outcome::UnknownFlow | Outcome::ServerGone)
-        && service.has(Service::REFUSE_WITH_RESET);
+    if queue::takes(packet, service_id, outcome) {
+        maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
+    }
+    now::<F>(ctx, packet, service_id, service, outcome)
+}
+
+/// The same for what is not to wait.
+#[inline(always)]
+pub fn now<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    service_id: u16,
+    service: &Service,
+    outcome: Outcome,
+) -> Verdict {
+    let may_answer = matches!(
+        outcome,
+        Outcome::NoServer | Outcome::Full | Outcome::UnknownFlow | Outcome::ServerGone | Outcome::QueueRefused
+    ) && service.has(Service::REFUSE_WITH_RESET);
     if may_answer && answer::<F>(ctx, packet) {
         Verdict::answer(service_id, outcome)
     } else {
@@ -47,7 +67,7 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
     if packet.tcp_flags & tcp_flag::RST != 0 {
         return false;
     }
-    let (l3, l4) = (packet.l3 as usize & 31, packet.l4 as usize);
+    let l4 = packet.l4 as usize;
     let Some([_, sequence, acknowledged, offset_flags, _]) = frame::load::<[u32; 5]>(ctx, l4) else {
         return false;
     };
@@ -60,6 +80,19 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
             data + (packet.tcp_flags & tcp_flag::SYN != 0) as u32 + (packet.tcp_flags & tcp_flag::FIN != 0) as u32;
         (0, u32::from_be(sequence).wrapping_add(used).to_be(), tcp_flag::RST | tcp_flag::ACK)
     };
+    segment::<F>(ctx, packet, new_sequence, new_acknowledged, flags)
+}
+
+/// Turns the frame into a segment without data that goes back to who sent it. Numbers are in network order.
+#[inline(always)]
+pub fn segment<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet<F::Addr>,
+    sequence: u32,
+    acknowledged: u32,
+    flags: u8,
+) -> bool {
+    let l3 = packet.l3 as usize & 31;
     let length = F::HEADER + TcpHdr::LEN;
     if !frame::cut_to(ctx, l3 + length, frame::length(ctx)) || !icmp::swap_macs(ctx, 0) {
         return false;
@@ -70,11 +103,11 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
         + icmp::protocol_word(protocol::TCP)
         + packet.sport.0 as u64
         + packet.dport.0 as u64
-        + new_sequence as u64
-        + new_acknowledged as u64
+        + sequence as u64
+        + acknowledged as u64
         + offset_flags as u64;
     icmp::write_ip::<F>(ctx, packet, length, protocol::TCP)
         && frame::store(ctx, l3 + F::HEADER, [packet.dport, packet.sport])
-        && frame::store(ctx, l3 + F::HEADER + 4, [new_sequence, new_acknowledged, offset_flags])
+        && frame::store(ctx, l3 + F::HEADER + 4, [sequence, acknowledged, offset_flags])
         && frame::store(ctx, l3 + F::HEADER + 16, [finish(sum), 0])
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path as FilePath, PathBuf};
 
-use aya::maps::{Map as AyaMap, MapData, MapError as AyaMapError, ProgramArray};
+use aya::maps::{Map as AyaMap, MapData, MapError as AyaMapError, ProgramArray, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{Xdp, loaded_programs};
@@ -20,6 +20,7 @@ use loadbalancer_common::net::{Addr4, Addr6};
 use loadbalancer_common::outcome::OutcomeCounters;
 use loadbalancer_common::path::{LastHop, Path};
 use loadbalancer_common::probe::Probe;
+use loadbalancer_common::queue::{BUFFER_BYTES, ClassKey};
 use loadbalancer_common::ring::{BLOCK_SLOTS, RingBlock, SLOT_BLOCKS};
 use loadbalancer_common::service::{Reply, Service, ServiceState, Vip, VipKey4, VipKey6};
 use loadbalancer_common::settings::{Settings, program as index};
@@ -33,8 +34,16 @@ static GATEWAY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/l
 
 const PROGRAM: &str = "loadbalancer";
 /// What the main program continues with.
-const OTHERS: [(u32, &str); index::COUNT as usize] =
-    [(index::SPECIAL4, "special4"), (index::SPECIAL6, "special6"), (index::IPV6, "ipv6")];
+const OTHERS: [(u32, &str); index::COUNT as usize] = [
+    (index::SPECIAL4, "special4"),
+    (index::SPECIAL6, "special6"),
+    (index::IPV6, "ipv6"),
+    (index::HOLD4, "hold4"),
+    (index::HOLD6, "hold6"),
+    (index::TICKET, "ticket"),
+    (index::RELEASE4, "release4"),
+    (index::RELEASE6, "release6"),
+];
 
 /// Sizes of the kernel's maps, fixed while the state lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +88,7 @@ impl Sizes {
         (self.flows.max(self.nat_flows) / 64).clamp(1 << 10, 1 << 16).next_power_of_two()
     }
 
-    fn entries(&self) -> [(&'static str, u32); 25] {
+    fn entries(&self) -> [(&'static str, u32); 28] {
         [
             ("PROGRAMS", index::COUNT),
             ("SETTINGS", 1),
@@ -106,6 +115,10 @@ impl Sizes {
             ("PROBES", 1 << 16),
             ("OUTCOMES", self.services + 1),
             ("BACKEND_COUNTERS", self.backends + 1),
+            ("QUEUE", BUFFER_BYTES),
+            // Memory is taken as they come.
+            ("CLASSES", 1 << 21),
+            ("VERIFIED", 65_536),
             ("OBSERVED", self.observed()),
             ("SIGNALS", (self.backends + 1) * CHANNELS as u32),
         ]
@@ -209,6 +222,8 @@ pub struct Maps {
     pub backend_counters: Map<u32, BackendCounters>,
     pub observed: Map<u32, Observed>,
     pub signals: Mapped<Signals>,
+    pub classes: Map<ClassKey, u32>,
+    pub verified: Map<[u32; 4], u32>,
 }
 
 /// The packet path in the kernel.
@@ -255,15 +270,7 @@ impl Kernel {
             program(&mut ebpf, name)?.load().map_err(|error| Box::new(EbpfError::from(error)))?;
         }
         connect(&mut ebpf)?;
-        let maps = Maps::take(&|name| match ebpf.map(name) {
-            Some(
-                AyaMap::Array(data) | AyaMap::HashMap(data) | AyaMap::LruHashMap(data) | AyaMap::PerCpuArray(data),
-            ) => data
-                .info()
-                .and_then(|info| MapData::from_id(info.id()))
-                .map_err(|source| KernelError::Aya { what: name, source }),
-            _ => Err(KernelError::Missing(name)),
-        })?;
+        let maps = take_maps(&ebpf)?;
         Ok(Self { ebpf, maps, sizes, directory, adopted, links: Vec::new() })
     }
 
@@ -276,6 +283,21 @@ impl Kernel {
     /// that of an earlier controller's programs is not seen.
     pub fn packet_log(&mut self) -> Option<EbpfLogger<&'static dyn log::Log>> {
         EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// What the packet path hands over to the controller. Only one may read it.
+    pub fn queue_buffer(&self) -> Result<RingBuf<MapData>, KernelError> {
+        let failed = |source| KernelError::Aya { what: "the queue's ring buffer", source };
+        let Some(AyaMap::RingBuf(data)) = self.ebpf.map("QUEUE") else {
+            return Err(KernelError::Missing("QUEUE"));
+        };
+        let data = data.info().and_then(|info| MapData::from_id(info.id())).map_err(failed)?;
+        RingBuf::try_from(AyaMap::RingBuf(data)).map_err(failed)
+    }
+
+    /// The maps once more, for another thread.
+    pub fn maps_again(&self) -> Result<Maps, KernelError> {
+        take_maps(&self.ebpf)
     }
 
     /// Attaches the program to an interface, or replaces the one that an earlier controller left there, without a gap.
@@ -466,6 +488,24 @@ fn compatible(directory: &FilePath, sizes: &Sizes) -> Result<bool, KernelError> 
     Ok(found != 0)
 }
 
+/// Handles of all maps of what is loaded.
+fn take_maps(ebpf: &Ebpf) -> Result<Maps, KernelError> {
+    Maps::take(&|name| match ebpf.map(name) {
+        Some(
+            AyaMap::Array(data)
+            | AyaMap::HashMap(data)
+            | AyaMap::LruHashMap(data)
+            | AyaMap::PerCpuArray(data)
+            | AyaMap::LpmTrie(data)
+            | AyaMap::RingBuf(data),
+        ) => data
+            .info()
+            .and_then(|info| MapData::from_id(info.id()))
+            .map_err(|source| KernelError::Aya { what: name, source }),
+        _ => Err(KernelError::Missing(name)),
+    })
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, KernelError> {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(KernelError::Missing(name))
 }
@@ -566,6 +606,8 @@ impl Maps {
             backend_counters: take.map("BACKEND_COUNTERS")?,
             observed: take.map("OBSERVED")?,
             signals: take.map::<u32, _>("SIGNALS")?.mapped()?,
+            classes: take.map("CLASSES")?,
+            verified: take.map("VERIFIED")?,
         })
     }
 }

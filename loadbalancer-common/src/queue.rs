@@ -1,0 +1,94 @@
+//! The queue's two meetings with the packet path: what it is handed over, and how it gives back.
+//!
+//! The first packet of a flow that no server takes goes to the controller in a ring buffer, as a [`Held`] and the frame
+//! behind it. When a server has room, the controller sends the frame in again, by the interface of our own probes and with a
+//! [`Ticket`] in front that says which server. Nobody else can: what is on the other end of that interface is ours alone.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::hash::mix;
+use crate::net::{AnyAddr, Be16};
+
+/// EtherType in front of a frame that is given back (IEEE 802, local experimental 1).
+pub const TICKET: u16 = 0x88b5;
+
+/// Room for the usual first packet of a connection: Ethernet with two tags, IPv6, TCP with 40 bytes of options.
+pub const SMALL_FRAME: usize = 128;
+/// Largest frame that may wait: with its ticket it fits into the interface that it comes back by.
+pub const LARGE_FRAME: usize = 1488;
+
+/// Bytes of the ring buffer: some 20,000 connections that the controller has not looked at yet.
+pub const BUFFER_BYTES: u32 = 1 << 22;
+
+/// What a record in the ring buffer is about.
+pub mod kind {
+    /// The first packet of a flow.
+    pub const FLOW: u8 = 1;
+    /// A client has shown that it is where its packets say (see [`super::cookie`]); without a frame.
+    pub const VERIFIED: u8 = 2;
+    /// A client gave up; without a frame.
+    pub const RESET: u8 = 3;
+}
+
+/// What the packet path knows of a flow that is to wait. Records of another length mean that a server has room.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Held {
+    pub hash: u64,
+    /// When it came, in nanoseconds of the monotonic clock.
+    pub time: u64,
+    pub src: AnyAddr,
+    /// Interface that it came by.
+    pub ifindex: u32,
+    pub service: u16,
+    /// Class that its client's address gives, plus one; zero: none.
+    pub class: u16,
+    /// Server that its client had before, for services that keep a client on one; zero: none.
+    pub preferred: u16,
+    /// Bytes of the frame behind this.
+    pub length: u16,
+    pub dport: Be16,
+    /// One of [`kind`].
+    pub kind: u8,
+    pub protocol: u8,
+    pub tos: u8,
+    /// Whether addresses are of IPv6.
+    pub ipv6: u8,
+    /// Whether its client has shown that it is where its packets say.
+    pub verified: u8,
+    pub pad: [u8; 5],
+}
+
+/// In front of a frame that is given back, where an Ethernet header would be.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ticket {
+    /// Where an Ethernet header has addresses. Nobody reads them.
+    pub addresses: [u16; 6],
+    /// [`TICKET`].
+    pub ethertype: Be16,
+    /// The server, which has counted the flow as active already; zero: the flow is refused.
+    pub backend: u16,
+    /// Interface that the frame came by.
+    pub ifindex: u32,
+    pub service: u16,
+    pub pad: u16,
+}
+
+/// Class of a client's address. The key of a longest prefix match has the service before the address, all of whose bits count.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ClassKey {
+    /// Bits of service and address that count: 32 and those of the prefix.
+    pub prefix_len: u32,
+    pub service: u32,
+    pub addr: AnyAddr,
+}
+
+/// The acknowledgement number of a challenge: a client that did not send it a SYN cannot know it, and one that did answers with
+/// a reset that repeats it, as to the remains of an older connection (RFC 9293, section 3.5.1), and still waits for its own.
+/// `ticks`: coarse time of the challenge.
+#[inline(always)]
+pub const fn cookie(hash: u64, ticks: u32) -> u32 {
+    mix(hash ^ 0x6368_616c_6c65_6e67 ^ ((ticks as u64) << 40)) as u32
+}
