@@ -9,12 +9,17 @@ mod parse;
 mod quality;
 mod standby;
 mod tiers;
+mod queue;
+mod classes;
 mod channel;
 mod check;
 mod validate;
 mod walk;
+mod files;
 #[cfg(test)]
 mod tests;
 
+pub use classes::{Classes, QueueClass};
 pub use error::{ConfigError, ConfigErrors};
 pub use model::*;
+pub use queue::{AdaptiveMarks, AtDeadline, Marks, QueueLimits, Responder, ServiceQueue, Verify};

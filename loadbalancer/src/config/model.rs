@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::quality::Quality;
+use super::queue::{QueueLimits, ServiceQueue};
 use crate::dataplane::kernel::Sizes;
 use crate::health::{AgentCheck, Asks, CheckKind, CommandCheck, Thresholds};
 use crate::quality::standby::{ServiceSettings, Settings};
@@ -25,6 +26,7 @@ pub struct Config {
     pub standby: Pool,
     /// Constants of the loops of channels, and of all services that have none of their own.
     pub quality: Quality,
+    pub queue: QueueLimits,
     /// In the order of the file.
     pub services: Vec<Service>,
 }
@@ -135,6 +137,8 @@ pub struct Service {
     pub standby: Option<ServiceSettings>,
     /// When lower tiers help the first; none: they get only what it refuses.
     pub tiers: Option<tiers::Settings>,
+    /// How new connections wait while no server may take them; none: they are refused.
+    pub queue: Option<ServiceQueue>,
     pub servers: Vec<Server>,
 }
 

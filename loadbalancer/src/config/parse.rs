@@ -16,13 +16,14 @@ use toml::de::DeTable;
 use super::channel;
 use super::check;
 use super::error::{ConfigErrors, Errors};
+use super::files::Files;
 use super::model::{
     Admin, Affinity, Channel, Config, Gateway, Interface, Listen, Mode, OnIncompatible, OnServerDown, OnStop,
     PassiveShare, Protocol, Refuse, Server, Service, Timeouts, XdpMode,
 };
 use super::validate::{self, Places, ServicePlaces};
 use super::walk::{At, Element, Section, Span};
-use super::{quality, standby, tiers};
+use super::{quality, queue, standby, tiers};
 use crate::dataplane::kernel::Sizes;
 use crate::quality::Settings as QualitySettings;
 
@@ -51,14 +52,18 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
-        Self::parse(&name, &text)
+        Self::parse_with(&name, &text, Files { directory: path.parent() })
     }
 
-    /// Reads a text; `name` stands for it in messages.
+    /// Reads a text; `name` stands for it in messages. Names of files are taken as they are.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(name: &str, text: &str) -> Result<Self, ConfigErrors> {
+        Self::parse_with(name, text, Files::default())
+    }
+
+    fn parse_with(name: &str, text: &str, files: Files<'_>) -> Result<Self, ConfigErrors> {
         let (table, syntax) = DeTable::parse_recoverable(text);
         let errors = RefCell::new(Errors::new(name, text));
         if !syntax.is_empty() {
@@ -70,7 +75,7 @@ impl Config {
             return Err(errors.into_inner().finish().unwrap_or(ConfigErrors(Vec::new())));
         }
         let root = Section::new(table.get_ref(), 0..0, "the configuration", &errors);
-        let (config, places) = configuration(&root);
+        let (config, places) = configuration(&root, files);
         root.finish();
         validate::validate(&config, &places, &mut errors.borrow_mut());
         match errors.into_inner().finish() {
@@ -80,7 +85,7 @@ impl Config {
     }
 }
 
-fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
+fn configuration(root: &Section<'_, '_>, files: Files<'_>) -> (Config, Places) {
     let mut places = Places::default();
     let gateway = match root.section("gateway", "[gateway]") {
         Some(section) => gateway(section, &mut places),
@@ -101,9 +106,10 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
     };
     places.standby = pool_places;
     let quality = root.section("quality", "[quality]").map(quality::of_all).unwrap_or_default();
+    let queue = root.section("queue", "[queue]").map(queue::of_all).unwrap_or_default();
     let mut services = Vec::new();
     for section in root.sections("service", "[[service]]") {
-        let (service, place) = service(section, &channels, &quality.settings);
+        let (service, place) = service(section, &channels, &quality.settings, files);
         services.push(service);
         places.services.push(place);
     }
@@ -116,6 +122,7 @@ fn configuration(root: &Section<'_, '_>) -> (Config, Places) {
         channels,
         standby: pool,
         quality,
+        queue,
         services,
     };
     (config, places)
@@ -328,7 +335,12 @@ pub(super) fn is_name(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettings) -> (Service, ServicePlaces) {
+fn service(
+    section: Section<'_, '_>,
+    channels: &[Channel],
+    usual: &QualitySettings,
+    files: Files<'_>,
+) -> (Service, ServicePlaces) {
     let mut place = ServicePlaces { service: section.span.clone(), ..ServicePlaces::default() };
     let mut service = Service {
         name: String::new(),
@@ -347,6 +359,7 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         quality: usual.clone(),
         standby: None,
         tiers: None,
+        queue: None,
         servers: Vec::new(),
     };
     if let Some(name) = section.required("name", "name = \"web\"", section.string("name", "web")) {
@@ -416,10 +429,17 @@ fn service(section: Section<'_, '_>, channels: &[Channel], usual: &QualitySettin
         place.tiers = tiers.span.clone();
         service.tiers = Some(tiers::of_service(tiers));
     }
+    if let Some(section) = section.section("queue", "[service.queue]") {
+        let (queue, queue_place) = queue::of_service(section, service.refuse, files);
+        service.queue = Some(queue);
+        place.queue = queue_place;
+    }
+    place.queue.marked |= section.has("agent");
     let usual_channels = channel::named(&section, channels);
     for server in section.sections("server", "[[service.server]]") {
         let span = server.span.clone();
         let own_channels = channel::named(&server, channels);
+        place.queue.marked |= server.has("high_water");
         if let Some((mut parsed, address, name)) = self::server(server) {
             if let Some(named) = own_channels.as_ref().or(usual_channels.as_ref()) {
                 parsed.channels = named.value.clone();

@@ -66,7 +66,7 @@ fn numbers<const N: usize>(section: &Section<'_, '_>, fields: [(&'static str, &m
 }
 
 /// The second key is to be at least as large as the first.
-fn in_order<T: PartialOrd>(section: &Section<'_, '_>, less: (&str, T), more: (&str, T)) {
+pub(super) fn in_order<T: PartialOrd>(section: &Section<'_, '_>, less: (&str, T), more: (&str, T)) {
     if more.1 < less.1 {
         let given = if section.has(more.0) { more.0 } else { less.0 };
         let message = format!("`{}` is smaller than `{}`", more.0, less.0);

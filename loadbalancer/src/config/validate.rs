@@ -8,6 +8,7 @@ use super::channel::ChannelPlaces;
 use super::error::Errors;
 use super::model::{Config, Listen, Mode, Protocol, Server, Service, Through};
 use super::parse::{MOST_BACKENDS, MOST_RINGS, MOST_SERVICES};
+use super::queue::QueuePlaces;
 use super::standby::PoolPlaces;
 use super::walk::Span;
 use crate::health::{Asks, CheckKind};
@@ -38,6 +39,7 @@ pub(super) struct ServicePlaces {
     pub check: Span,
     pub monitors: Vec<Span>,
     pub tiers: Span,
+    pub queue: QueuePlaces,
     /// The servers' addresses.
     pub servers: Vec<Span>,
     /// Their names, where not given their addresses.
@@ -59,6 +61,7 @@ pub(super) fn validate(config: &Config, places: &Places, errors: &mut Errors<'_>
         vips_to_ask(config, service, place, errors);
         channels(config, places, (service, place), errors);
         super::tiers::validate(service, &place.tiers, errors);
+        super::queue::validate(service, place, errors);
     }
     super::standby::validate(config, places, errors);
     addresses(config, places, errors);
@@ -79,7 +82,7 @@ fn interfaces(config: &Config, places: &Places, errors: &mut Errors<'_>) {
 }
 
 /// A service in a message: its name may be what is wrong with it.
-fn title(service: &Service) -> String {
+pub(super) fn title(service: &Service) -> String {
     if service.name.is_empty() { "a service without a name".to_owned() } else { format!("service {}", service.name) }
 }
 

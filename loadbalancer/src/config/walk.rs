@@ -31,6 +31,30 @@ fn integer(number: &DeInteger<'_>) -> Option<i64> {
     i64::from_str_radix(&digits, number.radix()).ok()
 }
 
+/// Units of bytes, those by which sizes are told first.
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+];
+
+/// Bytes in the largest unit of which they are a multiple.
+pub(super) fn size(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(name, unit)| format!("{}{name}", bytes / unit))
+}
+
+/// None: it is no size. What no number holds is the largest that one does, which is beyond all ranges.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let (_, unit) = UNITS.iter().find(|(name, _)| *name == unit.trim())?;
+    if number.is_empty() { None } else { Some(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(*unit)) }
+}
+
 /// A table of the document, whose keys are taken one after the other.
 pub(super) struct Section<'d, 'e> {
     table: &'d DeTable<'d>,
@@ -90,7 +114,15 @@ impl<'d, 'e> Section<'d, 'e> {
 
     /// Whether a key has a list without elements, rather than one whose elements are all wrong.
     pub fn is_empty_list(&self, key: &str) -> bool {
-        matches!(self.table.get(key).map(Spanned::get_ref), Some(DeValue::Array(parts)) if parts.is_empty())
+        self.list_length(key) == Some(0)
+    }
+
+    /// How many elements a key has in the text, right or wrong; none: it has no list.
+    pub fn list_length(&self, key: &str) -> Option<usize> {
+        match self.table.get(key)?.get_ref() {
+            DeValue::Array(parts) => Some(parts.len()),
+            _ => None,
+        }
     }
 
     /// Where a key stands.
@@ -162,11 +194,70 @@ impl<'d, 'e> Section<'d, 'e> {
             self.wrong_type(key, value, "a whole number", &format!("{key} = {near}"));
             return None;
         };
+        self.within(key, value.span(), number, &range)
+    }
+
+    /// A whole number, or an array of them, each within a range. Those that are not are told and left out.
+    pub fn numbers<T>(&self, key: &'static str, range: RangeInclusive<i64>, example: &str) -> Option<At<Vec<At<T>>>>
+    where
+        T: TryFrom<i64>,
+    {
+        let value = self.get(key)?;
+        let parts: Vec<&'d Spanned<DeValue<'d>>> = match value.get_ref() {
+            DeValue::Array(parts) => parts.iter().collect(),
+            _ => vec![value],
+        };
+        let mut numbers = Vec::new();
+        for part in parts {
+            match part.get_ref() {
+                DeValue::Integer(number) => numbers.extend(self.within(key, part.span(), number, &range)),
+                _ => {
+                    let wanted = "a whole number or an array of whole numbers";
+                    self.wrong_type(key, part, wanted, &format!("{key} = {example}"));
+                }
+            }
+        }
+        Some(At { value: numbers, span: value.span() })
+    }
+
+    fn within<T>(&self, key: &str, span: Span, number: &DeInteger<'_>, range: &RangeInclusive<i64>) -> Option<At<T>>
+    where
+        T: TryFrom<i64>,
+    {
         let parsed = integer(number).filter(|number| range.contains(number));
         match parsed.and_then(|number| T::try_from(number).ok()) {
-            Some(number) => Some(At { value: number, span: value.span() }),
+            Some(number) => Some(At { value: number, span }),
             None => {
-                let help = format!("choose a number from {first} to {last}");
+                let help = format!("choose a number from {} to {}", range.start(), range.end());
+                self.error(span, format!("`{key}` is out of range"), help);
+                None
+            }
+        }
+    }
+
+    /// A size such as `64MiB`, or a whole number of bytes.
+    pub fn bytes(&self, key: &'static str, range: RangeInclusive<u64>) -> Option<At<u64>> {
+        let value = self.get(key)?;
+        let (first, last) = (size(*range.start()), size(*range.end()));
+        let bytes = match value.get_ref() {
+            DeValue::Integer(number) => integer(number).and_then(|number| u64::try_from(number).ok()),
+            DeValue::String(text) => {
+                let Some(bytes) = bytes(text) else {
+                    let help = "write a whole number and a unit, such as \"512KiB\", \"64MiB\", \"10MB\"";
+                    self.error(value.span(), format!("`{text}` is no size"), help);
+                    return None;
+                };
+                Some(bytes)
+            }
+            _ => {
+                self.wrong_type(key, value, "a size", &format!("{key} = \"{first}\""));
+                return None;
+            }
+        };
+        match bytes.filter(|bytes| range.contains(bytes)) {
+            Some(bytes) => Some(At { value: bytes, span: value.span() }),
+            None => {
+                let help = format!("choose a size from {first} to {last}");
                 self.error(value.span(), format!("`{key}` is out of range"), help);
                 None
             }

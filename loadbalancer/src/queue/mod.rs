@@ -1,0 +1,3 @@
+//! The queue of connections that no server may take.
+
+pub mod order;
