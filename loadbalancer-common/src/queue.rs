@@ -67,12 +67,23 @@ pub struct Ticket {
     pub addresses: [u16; 6],
     /// [`TICKET`].
     pub ethertype: Be16,
-    /// The server, which has counted the flow as active already; zero: the flow is refused.
+    /// The server, which has counted the flow as active already; zero: the flow is refused, as its service is configured.
     pub backend: u16,
     /// Interface that the frame came by.
     pub ifindex: u32,
     pub service: u16,
-    pub pad: u16,
+    pub flags: u16,
+}
+
+impl Ticket {
+    /// Without a server: the client is told that it is refused, however its service is configured.
+    pub const RESET: u16 = 1;
+    /// Without a server: the client is to show that it is where its packets say, and goes on waiting.
+    pub const CHALLENGE: u16 = 2;
+
+    pub const fn new(service: u16, backend: u16, ifindex: u32, flags: u16) -> Self {
+        Self { addresses: [0; 6], ethertype: Be16::new(TICKET), backend, ifindex, service, flags }
+    }
 }
 
 /// Class of a client's address. The key of a longest prefix match has the service before the address, all of whose bits count.

@@ -92,6 +92,8 @@ impl Service {
     pub const REFUSE_WITH_RESET: u8 = 2;
     /// Live flows of a server that is down are reset instead of kept.
     pub const RESET_ON_DOWN: u8 = 4;
+    /// The first datagram of a flow may wait as a connection does.
+    pub const QUEUE_DATAGRAMS: u8 = 8;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {

@@ -33,12 +33,12 @@ const VERIFIED_TICKS: u32 = 14;
 
 /// Whether a packet that is to be refused goes to the queue instead.
 #[inline(always)]
-pub fn takes<A>(packet: &Packet<A>, service: u16, outcome: Outcome) -> bool {
+pub fn takes<A>(packet: &Packet<A>, service_id: u16, service: &Service, outcome: Outcome) -> bool {
     let may_wait = matches!(outcome, Outcome::Full | Outcome::NoServer)
-        && (packet.is_syn() || !packet.is_tcp())
+        && (packet.is_syn() || (!packet.is_tcp() && service.has(Service::QUEUE_DATAGRAMS)))
         && packet.part == Part::Whole;
     let may_wait_already = outcome == Outcome::UnknownFlow && packet.tcp_flags & tcp_flag::RST != 0;
-    (may_wait && queue_is_open(service as u32) != 0) || (may_wait_already && queue_waits(service as u32) != 0)
+    (may_wait && queue_is_open(service_id as u32) != 0) || (may_wait_already && queue_waits(service_id as u32) != 0)
 }
 
 /// Whether flows that no server takes are handed over. Exported so that the verifier checks it once by itself.
@@ -113,11 +113,7 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     // SAFETY: the pointer is to a map value; a plain load of an aligned word.
     let challenges = unsafe { (&raw const (*service_state).challenge).read_volatile() } != 0;
     if challenges && !verified && packet.is_tcp() {
-        return if refuse::segment::<F>(ctx, packet, 0, cookie(hash, now).to_be(), tcp_flag::ACK) {
-            Verdict::answer(service_id, Outcome::Challenged)
-        } else {
-            Verdict::drop(service_id, Outcome::Internal)
-        };
+        return challenge::<F>(ctx, packet, service_id, hash);
     }
     let family = if F::V6 { 1 << 16 } else { 0 };
     let bits = if F::V6 { 128 } else { 32 };
@@ -276,7 +272,7 @@ fn with_ticket<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
         return Verdict::drop(service_id, Outcome::NoServer);
     };
     if ticket.backend == NO_BACKEND {
-        let verdict = refuse::now::<F>(ctx, packet, service_id, service, Outcome::QueueRefused);
+        let verdict = without_server::<F>(ctx, settings, packet, service, ticket);
         return if verdict.action() == xdp_action::XDP_TX {
             verdict.with_action(redirect(ticket.ifindex))
         } else {
@@ -293,6 +289,35 @@ fn with_ticket<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
         nat::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
     } else {
         dsr::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
+    }
+}
+
+/// The answer to a client that gets no server, or none yet.
+#[inline(always)]
+fn without_server<F: Family>(
+    ctx: &XdpContext,
+    settings: &Settings,
+    packet: &Packet<F::Addr>,
+    service: &Service,
+    ticket: &Ticket,
+) -> Verdict {
+    if ticket.flags & Ticket::CHALLENGE != 0 {
+        let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+        return challenge::<F>(ctx, packet, ticket.service, hash);
+    }
+    if ticket.flags & Ticket::RESET != 0 && refuse::answer::<F>(ctx, packet) {
+        return Verdict::answer(ticket.service, Outcome::QueueRefused);
+    }
+    refuse::now::<F>(ctx, packet, ticket.service, service, Outcome::QueueRefused)
+}
+
+/// Turns the frame into the challenge that answers it.
+#[inline(always)]
+fn challenge<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, service: u16, hash: u64) -> Verdict {
+    if refuse::segment::<F>(ctx, packet, 0, cookie(hash, maps::now()).to_be(), tcp_flag::ACK) {
+        Verdict::answer(service, Outcome::Challenged)
+    } else {
+        Verdict::drop(service, Outcome::Internal)
     }
 }
 

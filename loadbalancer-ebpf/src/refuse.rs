@@ -25,7 +25,7 @@ pub fn packet<F: Family>(
     service: &Service,
     outcome: Outcome,
 ) -> Verdict {
-    if queue::takes(packet, service_id, outcome) {
+    if queue::takes(packet, service_id, service, outcome) {
         maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
     }
     now::<F>(ctx, packet, service_id, service, outcome)
@@ -51,8 +51,9 @@ pub fn now<F: Family>(
     }
 }
 
+/// Tells the client that it is refused: turns the frame into the answer.
 #[inline(never)]
-fn answer<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
+pub fn answer<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> bool {
     if packet.is_tcp() {
         reset::<F>(ctx, packet)
     } else {

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::{Changed, Failure};
 use crate::control::snapshot::{API_VERSION, Change, Snapshot};
 use crate::control::{channels, quality, standby};
+use crate::queue;
 
 const TIME_OUT: Duration = Duration::from_secs(10);
 
@@ -53,6 +54,11 @@ pub async fn quality(socket: &Path) -> Result<quality::Report, ClientError> {
 /// The channels of all servers.
 pub async fn channels(socket: &Path) -> Result<channels::Report, ClientError> {
     call(socket, Method::GET, "channels", &()).await
+}
+
+/// What waits.
+pub async fn queue(socket: &Path) -> Result<queue::report::Report, ClientError> {
+    call(socket, Method::GET, "queue", &()).await
 }
 
 /// The pool of standby servers.

@@ -126,6 +126,10 @@ async fn answer(request: HttpRequest<Incoming>, requests: mpsc::Sender<Request>)
             Some(report) => json(StatusCode::OK, &report),
             None => stopping(),
         },
+        (Method::GET, "queue") => match ask(&requests, Request::Queue).await {
+            Some(report) => json(StatusCode::OK, &report),
+            None => stopping(),
+        },
         (Method::POST, "reload") => match ask(&requests, Request::Reload).await {
             Some(Ok(())) => json(StatusCode::OK, &serde_json::json!({})),
             Some(Err(error)) => failure(StatusCode::CONFLICT, error),

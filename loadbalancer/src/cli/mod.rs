@@ -6,6 +6,7 @@ mod doctor;
 mod flows;
 mod quality;
 mod show;
+mod queue;
 mod standby;
 mod table;
 
@@ -66,6 +67,8 @@ enum Command {
     Channels(ReportArgs),
     /// Show the pool of standby servers, who has which, and why
     Standby(ReportArgs),
+    /// Show what waits for a server: how many, for how long, and what became of those before
+    Queue(ReportArgs),
     /// List services
     Services(ShowArgs),
     /// List servers with their state
@@ -216,6 +219,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Quality(args) => report(&args, client::quality, quality::quality),
         Command::Channels(args) => report(&args, client::channels, channels::channels),
         Command::Standby(args) => report(&args, client::standby, standby::standby),
+        Command::Queue(args) => report(&args, client::queue, queue::queue),
         Command::Services(args) => print(&args, show::services),
         Command::Backends(args) => print(&args, show::backends),
         Command::Backend(command) => change(command),

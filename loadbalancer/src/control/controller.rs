@@ -6,6 +6,7 @@ mod flows;
 mod lease;
 mod operator;
 mod prober;
+mod queue;
 mod report;
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,8 +37,10 @@ use crate::quality::channel::Event as ChannelEvent;
 use crate::quality::group::{Entry, Event, Nominal};
 use crate::quality::signal::{ChannelKey, Kind, ServerKey};
 use crate::quality::tiers::Event as TierEvent;
+use crate::queue::report as queue_report;
 
 use prober::ProberState;
+use queue::QueueState;
 pub(crate) use report::{add_outcomes, now_ms};
 
 /// How often flows are counted.
@@ -56,6 +59,7 @@ pub enum Request {
     Quality(oneshot::Sender<quality::Report>),
     Channels(oneshot::Sender<channels::Report>),
     Standby(oneshot::Sender<standby::Report>),
+    Queue(oneshot::Sender<queue_report::Report>),
     /// Server, as `service/server` or by its name alone.
     Change(String, Change, oneshot::Sender<Result<String, String>>),
     Reload(oneshot::Sender<Result<(), String>>),
@@ -106,6 +110,7 @@ pub struct Controller {
     signals: signals::Tracker,
     watching: Watching,
     prober: ProberState,
+    queue: QueueState,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -150,6 +155,7 @@ impl Controller {
             standby: StandbyPool::new(hooks, now),
             signals: signals::Tracker::default(),
             watching: Watching::default(),
+            queue: QueueState::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -566,6 +572,7 @@ impl Controller {
             self.prober.start(&mut self.checker);
         }
         self.note_apply(result);
+        self.follow_queue();
     }
 
     fn note_apply(&mut self, result: Result<(), ReconcileError>) {
@@ -766,6 +773,7 @@ impl Controller {
             Request::Quality(reply) => drop(reply.send(self.quality_report())),
             Request::Channels(reply) => drop(reply.send(self.channels_report())),
             Request::Standby(reply) => drop(reply.send(self.standby.report(now_ms(), Instant::now()))),
+            Request::Queue(reply) => self.queue.report(reply),
             Request::Change(server, change, reply) => drop(reply.send(self.change(&server, &change))),
             Request::Reload(reply) => drop(reply.send(self.reload())),
         }

@@ -339,6 +339,9 @@ fn flags(service: &Service) -> u8 {
     if service.on_server_down == OnServerDown::Reset {
         flags |= KernelService::RESET_ON_DOWN;
     }
+    if service.queue.as_ref().is_some_and(|queue| queue.udp_memory > 0) {
+        flags |= KernelService::QUEUE_DATAGRAMS;
+    }
     flags
 }
 

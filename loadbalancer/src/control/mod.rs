@@ -9,6 +9,7 @@ pub mod desire;
 pub mod hot;
 pub mod probes;
 pub mod quality;
+pub mod queue;
 pub mod resolver;
 pub mod snapshot;
 pub mod standby;

@@ -76,7 +76,8 @@ pub fn is_through_vip(service: &Service, part: Part) -> bool {
 pub fn need_prober(config: &Config) -> bool {
     config.services.iter().any(|service| {
         let monitors = (0..service.monitors.len() as u16).map(Part::Monitor);
-        monitors.chain([Part::Check]).any(|part| is_through_vip(service, part))
+        // What has waited comes in by the same interface.
+        service.queue.is_some() || monitors.chain([Part::Check]).any(|part| is_through_vip(service, part))
     })
 }
 

@@ -185,7 +185,8 @@ async fn begin(network: &Network, controller: &mut Controller) -> Result<()> {
 async fn open_prober(network: &Network, controller: &mut Controller) -> Result<()> {
     let interface = prober::interface_name(&controller.config.gateway.pin_directory);
     let prober = Prober::open(network, &interface).await?;
-    controller.open_prober(prober)?;
+    let frames = prober.frames().await.context("cannot open a packet socket, by which what has waited is sent on")?;
+    controller.open_prober(prober, frames)?;
     controller.apply();
     Ok(())
 }

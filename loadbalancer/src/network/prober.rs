@@ -22,7 +22,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use tokio::sync::{oneshot, watch};
 
 use super::{Network, NetworkError};
@@ -35,8 +35,8 @@ const MTU: u32 = 1500;
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot {action}, which probes through VIPs need: {source}\nhelp: they take network namespaces, veth and \
-     CAP_SYS_ADMIN; or ask servers directly, with through = \"server\""
+    "cannot {action}, which probes through VIPs and queues need: {source}\nhelp: they take network namespaces, veth and \
+     CAP_SYS_ADMIN; or ask servers directly, with through = \"server\", and have no [service.queue]"
 )]
 pub struct ProberError {
     action: &'static str,
@@ -51,6 +51,7 @@ pub struct Prober(Arc<Shared>);
 struct Shared {
     interface: String,
     index: u32,
+    inner_index: u32,
     jobs: mpsc::Sender<Job>,
     addresses: watch::Sender<BTreeSet<IpAddr>>,
 }
@@ -119,7 +120,7 @@ impl Prober {
         set_routes(&handle, inner_index).await.map_err(netlink("set the routes of probes"))?;
         let (addresses, wanted) = watch::channel(BTreeSet::new());
         tokio::spawn(keep_addresses(handle, inner_index, wanted));
-        Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, jobs, addresses })))
+        Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, inner_index, jobs, addresses })))
     }
 
     /// Name of the outer end.
@@ -153,6 +154,46 @@ impl Prober {
     /// As when a socket is opened.
     pub async fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
         run(&self.0.jobs, move || Socket::new(domain, kind, protocol)).await?
+    }
+}
+
+impl Prober {
+    /// A socket by which whole frames are sent through the pair, to the packet path.
+    ///
+    /// # Errors
+    /// As when a socket is opened.
+    pub async fn frames(&self) -> io::Result<Socket> {
+        let inner_index = self.0.inner_index;
+        run(&self.0.jobs, move || {
+            let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+            let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
+                let address = storage.cast::<libc::sockaddr_ll>();
+                // SAFETY: the storage has room for any socket address, and is all zeroes.
+                unsafe {
+                    (*address).sll_family = libc::AF_PACKET as u16;
+                    (*address).sll_ifindex = inner_index as i32;
+                    *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+                }
+                Ok(())
+            };
+            // SAFETY: the closure makes a whole address of its family.
+            let ((), address) = unsafe { SockAddr::try_init(address) }?;
+            socket.bind(&address)?;
+            // Frames go on at once; a queue in between would only add latency.
+            let on: libc::c_int = 1;
+            // SAFETY: the option takes an integer, which lives through the call.
+            Errno::result(unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_PACKET,
+                    libc::PACKET_QDISC_BYPASS,
+                    (&raw const on).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                )
+            })?;
+            Ok(socket)
+        })
+        .await?
     }
 }
 

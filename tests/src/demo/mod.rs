@@ -35,8 +35,8 @@ const RATE: f64 = 500.0;
 const REFRESH: Duration = Duration::from_millis(500);
 /// Time for a check to notice, with interval 200 ms and a fall of two, and for what is under way to end.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Part of a share at which slow start is over: smaller changes make no new ring.
-const NEARLY: f64 = 0.95;
+/// Part of a share at which slow start is over: weights follow what is measured, and smaller changes make no new ring.
+const NEARLY: f64 = 0.85;
 
 /// Drives real HTTP traffic through a gateway between network namespaces, in every mode.
 /// With less, a phase has too few requests to judge shares by.
@@ -207,7 +207,10 @@ impl World {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{server} is not {what} after {PATIENCE:?}\n{}", self.gateway.log());
+                let shares = snapshot.services.iter().flat_map(|service| &service.servers);
+                let shares: Vec<String> =
+                    shares.map(|it| format!("{} {} {:.3}", it.name, it.state, it.share)).collect();
+                bail!("{server} is not {what} after {PATIENCE:?}: {}\n{}", shares.join(", "), self.gateway.log());
             }
             thread::sleep(Duration::from_millis(20));
         }

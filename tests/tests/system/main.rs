@@ -7,6 +7,7 @@ mod control;
 mod failure;
 mod modes;
 mod quality;
+mod queue;
 mod signals;
 mod tiers;
 mod vip;

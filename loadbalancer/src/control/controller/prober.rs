@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
+use socket2::Socket;
+
 use super::super::probes;
 use super::Controller;
 use crate::config::{Config, Interface, XdpMode};
@@ -106,11 +108,12 @@ impl Controller {
     ///
     /// # Errors
     /// The packet path cannot be attached to its interface.
-    pub fn open_prober(&mut self, prober: Prober) -> Result<(), KernelError> {
+    pub fn open_prober(&mut self, prober: Prober, frames: Socket) -> Result<(), KernelError> {
         let interface = Interface { name: prober.interface().to_owned(), xdp: XdpMode::Auto };
         self.attach_one(&interface)?;
         self.prober.prober = Some(prober);
         self.prober.error = None;
+        self.queue.set_socket(Some(frames));
         self.follow_probes();
         Ok(())
     }
@@ -138,6 +141,7 @@ impl Controller {
 
     fn drop_prober(&mut self) {
         if let Some(prober) = self.prober.prober.take() {
+            self.queue.set_socket(None);
             // The checks that use it go, and with them the namespace and both ends of the pair.
             self.follow_probes();
             if let Err(error) = self.reconciler.kernel_mut().detach(prober.interface()) {

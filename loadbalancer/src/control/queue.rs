@@ -1,0 +1,353 @@
+//! The thread that has the queue: between the packet path's ring buffer, the queue itself, and the way back.
+//!
+//! A thread of its own, as a free server's work is to be on its way within some hundred microseconds, whatever else the
+//! controller does.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use loadbalancer_common::queue::{Held, Ticket};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::Socket;
+use tokio::sync::oneshot;
+
+use super::controller::now_ms;
+use crate::dataplane::kernel::Maps;
+use crate::queue::engine::{Engine, Out, Plan, Room};
+use crate::queue::report::Report;
+
+/// Words of [`loadbalancer_common::service::ServiceState`].
+const QUEUE_UNTIL: usize = 2;
+const WAITING_UNTIL: usize = 3;
+const CHALLENGE: usize = 4;
+
+/// Records that are read before what they led to is sent.
+const RECORDS: usize = 1024;
+/// Frames of one system call.
+const FRAMES: usize = 64;
+/// While something waits, room is looked for so often even if nothing tells of it: a mark may have been raised.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often the leases of services are renewed, as a part of them.
+const RENEWALS: u32 = 10;
+
+/// What the thread is to go by.
+#[derive(Debug)]
+enum Command {
+    Follow { plans: Vec<Plan>, memory: u64, lease: Duration },
+    Socket(Option<Socket>),
+    Report(oneshot::Sender<Report>),
+    Stop,
+}
+
+/// The controller's side.
+#[derive(Debug)]
+pub struct QueueThread {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    /// As it was told last.
+    told: Option<(Vec<Plan>, u64, Duration)>,
+    has_socket: bool,
+}
+
+impl QueueThread {
+    /// # Errors
+    /// The kernel gives no event descriptor, or no thread.
+    pub fn start(buffer: RingBuf<MapData>, maps: Maps) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let (commands, received) = mpsc::channel();
+        let worker = Worker {
+            buffer,
+            maps,
+            wake: Arc::clone(&wake),
+            commands: received,
+            engine: Engine::new(0),
+            socket: None,
+            lease: Duration::ZERO,
+            renewed: Duration::ZERO,
+            leased: BTreeMap::new(),
+            lost: 0,
+            error: None,
+        };
+        let thread = thread::Builder::new().name("queue".to_owned()).spawn(move || worker.run())?;
+        Ok(Self { commands, wake, thread: Some(thread), told: None, has_socket: false })
+    }
+
+    fn send(&self, command: Command) {
+        // A thread that has ended is seen by `is_alive`.
+        if self.commands.send(command).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            tracing::debug!(%error, "the queue's thread is awake already");
+        }
+    }
+
+    /// Tells which services queue, and by what they go. `lease`: how long the packet path goes on without a sign of life.
+    pub fn follow(&mut self, plans: Vec<Plan>, memory: u64, lease: Duration) {
+        let now = (plans, memory, lease);
+        if self.told.as_ref() != Some(&now) {
+            let (plans, memory, lease) = now.clone();
+            self.told = Some(now);
+            self.send(Command::Follow { plans, memory, lease });
+        }
+    }
+
+    /// The socket by which frames go back. Without one nothing can wait.
+    pub fn set_socket(&mut self, socket: Option<Socket>) {
+        self.has_socket = socket.is_some();
+        self.send(Command::Socket(socket));
+    }
+
+    pub fn has_socket(&self) -> bool {
+        self.has_socket
+    }
+
+    pub fn report(&self, reply: oneshot::Sender<Report>) {
+        self.send(Command::Report(reply));
+    }
+}
+
+impl Drop for QueueThread {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the queue's thread has ended with a panic");
+        }
+    }
+}
+
+struct Worker {
+    buffer: RingBuf<MapData>,
+    maps: Maps,
+    wake: Arc<EventFd>,
+    commands: mpsc::Receiver<Command>,
+    engine: Engine,
+    socket: Option<Socket>,
+    lease: Duration,
+    renewed: Duration,
+    /// Services, and whether something waited there when they were last told.
+    leased: BTreeMap<u16, (bool, bool)>,
+    /// Frames that could not be sent.
+    lost: u64,
+    error: Option<String>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut out = Vec::new();
+        loop {
+            self.wait();
+            loop {
+                match self.commands.try_recv() {
+                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return,
+                    Ok(command) => self.obey(command),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                }
+            }
+            let more = self.read(&mut out);
+            let now = now();
+            self.engine.step(now, &Places(&self.maps), &mut out);
+            self.send(&mut out);
+            if self.renew(now) {
+                // Who got room before the packet path knew that somebody waits did not tell.
+                self.engine.step(now, &Places(&self.maps), &mut out);
+                self.send(&mut out);
+            }
+            if more {
+                // The rest of the buffer, without asking the kernel whether there is any.
+                if let Err(error) = self.wake.write(1) {
+                    tracing::debug!(%error, "the queue's thread is awake already");
+                }
+            }
+        }
+    }
+
+    /// Until there is something to do.
+    fn wait(&mut self) {
+        let now = now();
+        let mut timeout = (self.lease / RENEWALS).min(Duration::from_secs(1)).max(Duration::from_millis(10));
+        if !self.engine.is_empty() {
+            timeout = timeout.min(LOOK);
+            if let Some(deadline) = self.engine.next_deadline() {
+                timeout = timeout.min(deadline.saturating_sub(now) + Duration::from_millis(1));
+            }
+        }
+        let mut descriptors =
+            [PollFd::new(self.buffer.as_fd(), PollFlags::POLLIN), PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::from(timeout.as_millis().clamp(1, 1_000) as u16);
+        if let Err(error) = poll(&mut descriptors, timeout)
+            && error != nix::errno::Errno::EINTR
+        {
+            tracing::error!(%error, "the queue cannot wait for the packet path");
+            thread::sleep(LOOK);
+        }
+        // Zero if nobody wrote.
+        if let Err(error) = self.wake.read()
+            && error != nix::errno::Errno::EAGAIN
+        {
+            tracing::error!(%error, "the queue's event descriptor fails");
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Follow { plans, memory, lease } => {
+                self.engine.set_memory_limit(memory);
+                self.engine.follow(plans, now());
+                self.lease = lease;
+                self.renewed = Duration::ZERO;
+            }
+            Command::Socket(socket) => {
+                self.socket = socket;
+                self.renewed = Duration::ZERO;
+            }
+            Command::Report(reply) => {
+                let report = Report {
+                    taken_ms: now_ms(),
+                    memory: self.engine.memory(),
+                    memory_limit: self.engine.memory_limit(),
+                    services: self.engine.report(now()),
+                    error: self.error.clone(),
+                };
+                drop(reply.send(report));
+            }
+            Command::Stop => {}
+        }
+    }
+
+    /// Takes what the packet path has handed over. True: there may be more.
+    fn read(&mut self, out: &mut Vec<Out>) -> bool {
+        let now = now();
+        for _ in 0..RECORDS {
+            let Some(record) = self.buffer.next() else {
+                return false;
+            };
+            let Some((header, frame)) = record.split_at_checked(size_of::<Held>()) else {
+                // Someone has room.
+                continue;
+            };
+            let held: Held = bytemuck::pod_read_unaligned(header);
+            let length = usize::from(held.length).min(frame.len());
+            self.engine.take(&held, &frame[..length], now, out);
+        }
+        true
+    }
+
+    /// Gives frames back to the packet path.
+    fn send(&mut self, out: &mut Vec<Out>) {
+        let Some(socket) = &self.socket else {
+            out.clear();
+            return;
+        };
+        for some in out.chunks(FRAMES) {
+            let sent = send_frames(socket, some).unwrap_or_else(|error| {
+                tracing::debug!(%error, "frames of waiting flows are lost");
+                self.error = Some(format!("frames of waiting flows cannot be sent: {error}"));
+                0
+            });
+            for lost in &some[sent..] {
+                // Its client sends it again; the place is free until then.
+                self.lost += 1;
+                if lost.ticket.backend != 0 {
+                    Places(&self.maps).give_back(lost.ticket.backend);
+                }
+            }
+        }
+        out.clear();
+    }
+
+    /// Tells the packet path which services queue, and where something waits. True: somewhere something waits that did not.
+    fn renew(&mut self, now: Duration) -> bool {
+        let mut begins = false;
+        let due = now.saturating_sub(self.renewed) >= self.lease / RENEWALS;
+        let until = if self.socket.is_some() { (now + self.lease).as_nanos() as u64 } else { 0 };
+        let mut gone = std::mem::take(&mut self.leased);
+        for (service, waits, challenges) in self.engine.states() {
+            let before = gone.remove(&service);
+            self.leased.insert(service, (waits, challenges));
+            begins |= waits && before.is_none_or(|(waited, _)| !waited);
+            if due || before != Some((waits, challenges)) {
+                let state = self.maps.service_state.value(usize::from(service));
+                state[QUEUE_UNTIL].store(until, Ordering::SeqCst);
+                state[WAITING_UNTIL].store(if waits { until } else { 0 }, Ordering::SeqCst);
+                state[CHALLENGE].store(u64::from(challenges), Ordering::SeqCst);
+            }
+        }
+        for service in gone.into_keys() {
+            let state = self.maps.service_state.value(usize::from(service));
+            state[QUEUE_UNTIL].store(0, Ordering::SeqCst);
+            state[WAITING_UNTIL].store(0, Ordering::SeqCst);
+        }
+        if due {
+            self.renewed = now;
+        }
+        begins
+    }
+}
+
+/// Active flows, in the packet path's own counters.
+struct Places<'a>(&'a Maps);
+
+impl Room for Places<'_> {
+    fn active(&self, backend: u16) -> u32 {
+        let active = self.0.active.words()[usize::from(backend)].load(Ordering::SeqCst) as i64;
+        active.clamp(0, i64::from(u32::MAX)) as u32
+    }
+
+    fn take(&self, backend: u16, mark: u32) -> bool {
+        let word = &self.0.active.words()[usize::from(backend)];
+        let before = word.fetch_add(1, Ordering::SeqCst) as i64;
+        if before.max(0) >= i64::from(mark) {
+            word.fetch_sub(1, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    fn give_back(&self, backend: u16) {
+        self.0.active.words()[usize::from(backend)].fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The monotonic clock, by which the packet path tells times.
+fn now() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists, and `time` is ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Sends frames with their tickets in front. Gives how many the kernel took.
+fn send_frames(socket: &Socket, frames: &[Out]) -> io::Result<usize> {
+    let mut parts = [[libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2]; FRAMES];
+    // SAFETY: all zeroes is a valid `mmsghdr`.
+    let mut messages: [libc::mmsghdr; FRAMES] = unsafe { std::mem::zeroed() };
+    for ((frame, parts), message) in frames.iter().zip(&mut parts).zip(&mut messages) {
+        let ticket = bytemuck::bytes_of(&frame.ticket);
+        parts[0] = libc::iovec { iov_base: ticket.as_ptr().cast_mut().cast(), iov_len: size_of::<Ticket>() };
+        parts[1] = libc::iovec { iov_base: frame.frame.as_ptr().cast_mut().cast(), iov_len: frame.frame.len() };
+        message.msg_hdr.msg_iov = parts.as_mut_ptr();
+        message.msg_hdr.msg_iovlen = 2;
+    }
+    let count = frames.len().min(FRAMES);
+    let mut done = 0;
+    while done < count {
+        let rest = &mut messages[done..count];
+        // SAFETY: the messages and what they point to live through the call, which only reads them.
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0) };
+        if sent <= 0 {
+            return if done > 0 { Ok(done) } else { Err(io::Error::last_os_error()) };
+        }
+        done += sent as usize;
+    }
+    Ok(done)
+}

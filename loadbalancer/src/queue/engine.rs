@@ -1,0 +1,465 @@
+//! Everything that waits, of all services: takes what the packet path hands over, and says what goes where.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use loadbalancer_common::backend::NO_BACKEND;
+use loadbalancer_common::net::protocol;
+use loadbalancer_common::queue::{Held, Ticket, kind};
+
+use super::order::{Arrival, Entry, Full, Pushed, Queue, Which};
+use super::report::{ClassReport, End, ServiceReport};
+use super::wait::Recent;
+use crate::config::{AtDeadline, ServiceQueue, Verify};
+
+/// Memory of an entry beside its frame, see the test of [`Queue`]'s memory.
+const ENTRY_BYTES: u64 = 256;
+/// How many that were released are remembered, in case that they come back.
+const REMEMBERED: usize = 1 << 16;
+/// Clients must show that they are at their address once this part of the entries is of some that have not (`verify = "auto"`):
+/// as SYN cookies, which begin when a backlog is full.
+const UNVERIFIED_PART: usize = 4;
+/// How long they have to, at least. A flood that goes on begins it anew.
+const CHALLENGE_FOR: Duration = Duration::from_secs(60);
+
+/// A service whose flows may wait, as it is in the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub service: u16,
+    pub name: String,
+    pub settings: Arc<ServiceQueue>,
+    /// Servers that may get new flows.
+    pub servers: Vec<Place>,
+    /// Backend that answers whom no server takes; zero: there is none.
+    pub responder: u16,
+    /// Whether clients that are refused are told so.
+    pub tells: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub backend: u16,
+    pub weight: u32,
+    /// Most active flows.
+    pub mark: u32,
+    pub tier: u8,
+}
+
+/// Active flows of servers, which the packet path counts as well.
+pub trait Room {
+    fn active(&self, backend: u16) -> u32;
+    /// Counts one more, if there are fewer than `mark`.
+    fn take(&self, backend: u16, mark: u32) -> bool;
+    fn give_back(&self, backend: u16);
+}
+
+/// A frame that goes back to the packet path.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Out {
+    pub ticket: Ticket,
+    pub frame: Box<[u8]>,
+}
+
+/// What a waiting flow is but for its place in the queue.
+#[derive(Clone, Debug)]
+struct Parked {
+    frame: Box<[u8]>,
+    ifindex: u32,
+    preferred: u16,
+    is_datagram: bool,
+}
+
+/// When a flow that was released came first, and until when it may wait.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    arrived: Duration,
+    deadline: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Class {
+    arrived: u64,
+    ends: [u64; End::ALL.len()],
+    waits: Recent,
+}
+
+#[derive(Debug)]
+struct Service {
+    plan: Plan,
+    queue: Queue<Parked>,
+    datagram_bytes: u64,
+    /// By number: 0, then those of the configuration.
+    classes: Vec<Class>,
+    repeated: u64,
+    challenge_until: Option<Duration>,
+}
+
+/// The queues of all services.
+#[derive(Debug)]
+pub struct Engine {
+    memory_limit: u64,
+    memory: u64,
+    services: BTreeMap<u16, Service>,
+    released: HashMap<u64, Before>,
+    released_order: VecDeque<u64>,
+}
+
+impl Engine {
+    pub fn new(memory_limit: u64) -> Self {
+        Self {
+            memory_limit,
+            memory: 0,
+            services: BTreeMap::new(),
+            released: HashMap::new(),
+            released_order: VecDeque::new(),
+        }
+    }
+
+    pub fn memory_limit(&self) -> u64 {
+        self.memory_limit
+    }
+
+    pub fn set_memory_limit(&mut self, bytes: u64) {
+        self.memory_limit = bytes;
+    }
+
+    /// Brings services and their servers up to date. What waits for a service that is gone goes as well: nobody serves its
+    /// address.
+    pub fn follow(&mut self, plans: Vec<Plan>, now: Duration) {
+        let mut old = std::mem::take(&mut self.services);
+        for plan in plans {
+            let service = match old.remove(&plan.service) {
+                Some(mut service) if service.plan.name == plan.name => {
+                    if service.plan.settings != plan.settings {
+                        service.queue.set_settings(&plan.settings.order);
+                        service.classes.resize_with(plan.settings.classes.len() + 1, Class::default);
+                    }
+                    service.plan = plan;
+                    service
+                }
+                other => {
+                    self.forget(other);
+                    Service::new(plan, now)
+                }
+            };
+            self.services.insert(service.plan.service, service);
+        }
+        old.into_values().for_each(|service| self.forget(Some(service)));
+    }
+
+    fn forget(&mut self, service: Option<Service>) {
+        for entry in service.into_iter().flat_map(|mut service| service.queue.drain()) {
+            self.memory -= bytes(&entry);
+        }
+    }
+
+    /// Takes a record of the packet path.
+    pub fn take(&mut self, held: &Held, frame: &[u8], now: Duration, out: &mut Vec<Out>) {
+        let Some(service) = self.services.get_mut(&held.service) else {
+            return;
+        };
+        match held.kind {
+            kind::VERIFIED => drop(service.queue.verify(held.hash)),
+            kind::RESET => {
+                if let Some(entry) = service.queue.remove(held.hash) {
+                    service.end(&mut self.memory, &entry, End::GaveUp, now);
+                }
+            }
+            kind::FLOW => self.arrive(held, frame, now, out),
+            _ => {}
+        }
+    }
+
+    fn arrive(&mut self, held: &Held, frame: &[u8], now: Duration, out: &mut Vec<Out>) {
+        let Some(service) = self.services.get_mut(&held.service) else {
+            return;
+        };
+        let settings = Arc::clone(&service.plan.settings);
+        let by_prefix = held.class.checked_sub(1);
+        let (class, ring, patience) = settings.class_of(by_prefix, held.tos >> 2, held.dport.get());
+        let came = Duration::from_nanos(held.time).min(now);
+        let before = self.released.get(&held.hash).filter(|before| before.deadline > now);
+        let (arrived, deadline) = before.map_or((came, came + patience), |before| (before.arrived, before.deadline));
+        if deadline <= now {
+            // It lay in the buffer while nobody read it; its client has sent another since, or given up.
+            return;
+        }
+        let is_datagram = held.protocol != protocol::TCP;
+        let parked = Parked { frame: frame.into(), ifindex: held.ifindex, preferred: held.preferred, is_datagram };
+        let size = ENTRY_BYTES + frame.len() as u64;
+        let too_large = self.memory + size > self.memory_limit
+            || (is_datagram && service.datagram_bytes + frame.len() as u64 > settings.udp_memory);
+        if too_large && !service.queue.contains(held.hash) {
+            service.count(class).arrived += 1;
+            service.refuse(&parked, class, held.verified != 0, End::MemoryFull, out);
+            return;
+        }
+        let arrival = Arrival {
+            key: held.hash,
+            source: source(held, settings.source_prefix),
+            ring,
+            class,
+            arrived,
+            deadline,
+            verified: held.verified != 0,
+            value: parked,
+        };
+        match service.queue.push(arrival, now) {
+            Pushed::Known => service.repeated += 1,
+            Pushed::Refused { arrival, why } => {
+                service.count(class).arrived += 1;
+                let why = match why {
+                    Full::Entries => End::EntriesFull,
+                    Full::Source => End::SourceFull,
+                };
+                service.refuse(&arrival.value, class, arrival.verified, why, out);
+            }
+            Pushed::New { evicted } => {
+                service.count(class).arrived += 1;
+                self.memory += size;
+                if is_datagram {
+                    service.datagram_bytes += frame.len() as u64;
+                }
+                if let Some(entry) = evicted {
+                    service.end(&mut self.memory, &entry, End::GaveWay, now);
+                    if entry.verified && service.plan.tells {
+                        out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
+                    }
+                }
+            }
+        }
+        service.look_for_flood(now, out);
+    }
+
+    /// Lets go of what has waited for too long, and releases what servers have room for.
+    pub fn step(&mut self, now: Duration, room: &impl Room, out: &mut Vec<Out>) {
+        for service in self.services.values_mut() {
+            service.look_for_flood(now, out);
+            for entry in service.queue.expire(now) {
+                service.end(&mut self.memory, &entry, End::Expired, now);
+                match service.plan.settings.at_deadline {
+                    AtDeadline::Respond if service.plan.responder != NO_BACKEND && !entry.value.is_datagram => {
+                        room.take(service.plan.responder, u32::MAX);
+                        out.push(service.out(&entry.value, service.plan.responder, 0));
+                    }
+                    AtDeadline::Respond | AtDeadline::Reset => {
+                        out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
+                    }
+                    AtDeadline::Drop => {}
+                }
+            }
+            for entry in service.release(now, room, out) {
+                self.memory -= bytes(&entry);
+                if entry.value.is_datagram {
+                    service.datagram_bytes -= entry.value.frame.len() as u64;
+                }
+                let before = Before { arrived: entry.arrived, deadline: entry.deadline };
+                if self.released.insert(entry.key, before).is_none() {
+                    self.released_order.push_back(entry.key);
+                }
+            }
+        }
+        while self.released_order.len() > REMEMBERED {
+            if let Some(key) = self.released_order.pop_front() {
+                self.released.remove(&key);
+            }
+        }
+    }
+
+    /// Services, whether something waits, and whether clients have to show where they are.
+    pub fn states(&self) -> impl Iterator<Item = (u16, bool, bool)> + '_ {
+        let state = |service: &Service| (service.plan.service, !service.queue.is_empty(), service.challenges());
+        self.services.values().map(state)
+    }
+
+    /// When something has waited for too long, if nothing is released before.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.services.values().filter_map(|service| service.queue.next_deadline()).min()
+    }
+
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    pub fn len(&self) -> usize {
+        self.services.values().map(|service| service.queue.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn report(&self, now: Duration) -> Vec<ServiceReport> {
+        self.services.values().map(|service| service.report(now)).collect()
+    }
+}
+
+/// What an entry takes of the memory of all.
+fn bytes(entry: &Entry<Parked>) -> u64 {
+    ENTRY_BYTES + entry.value.frame.len() as u64
+}
+
+/// What the bound per source goes by.
+fn source(held: &Held, (ipv4, ipv6): (u8, u8)) -> u128 {
+    let [a, b, c, d] = held.src.0.map(|word| u128::from(u32::from_be(word)));
+    if held.ipv6 != 0 {
+        let addr = (a << 96) | (b << 64) | (c << 32) | d;
+        addr >> (128 - u32::from(ipv6).min(127)) | 1 << 127
+    } else {
+        a >> (32 - u32::from(ipv4))
+    }
+}
+
+impl Service {
+    fn new(plan: Plan, now: Duration) -> Self {
+        let classes = (0..=plan.settings.classes.len()).map(|_| Class::default()).collect();
+        let queue = Queue::new(plan.settings.order.clone(), now);
+        Self { plan, queue, datagram_bytes: 0, classes, repeated: 0, challenge_until: None }
+    }
+
+    fn count(&mut self, class: u16) -> &mut Class {
+        // A class that a reload has taken away counts as none.
+        let class = if usize::from(class) < self.classes.len() { usize::from(class) } else { 0 };
+        &mut self.classes[class]
+    }
+
+    fn out(&self, parked: &Parked, backend: u16, flags: u16) -> Out {
+        let ticket = Ticket::new(self.plan.service, backend, parked.ifindex, flags);
+        Out { ticket, frame: parked.frame.clone() }
+    }
+
+    /// An entry that does not get a server.
+    fn end(&mut self, memory: &mut u64, entry: &Entry<Parked>, why: End, now: Duration) {
+        *memory -= bytes(entry);
+        if entry.value.is_datagram {
+            self.datagram_bytes -= entry.value.frame.len() as u64;
+        }
+        let class = self.count(entry.class);
+        class.ends[why as usize] += 1;
+        class.waits.record(now.saturating_sub(entry.arrived), now);
+    }
+
+    /// A flow that may not even wait. Who may be somebody else is told nothing.
+    fn refuse(&mut self, parked: &Parked, class: u16, verified: bool, why: End, out: &mut Vec<Out>) {
+        self.count(class).ends[why as usize] += 1;
+        let is_flood = why == End::SourceFull || (self.challenges() && !verified);
+        if self.plan.tells && !is_flood {
+            out.push(self.out(parked, NO_BACKEND, Ticket::RESET));
+        }
+    }
+
+    fn challenges(&self) -> bool {
+        self.plan.settings.verify == Verify::Always || self.challenge_until.is_some()
+    }
+
+    /// Begins and ends asking clients to show that they are at their address.
+    fn look_for_flood(&mut self, now: Duration, out: &mut Vec<Out>) {
+        if self.plan.settings.verify != Verify::Auto {
+            self.challenge_until = None;
+            return;
+        }
+        if self.challenge_until.is_some_and(|until| now >= until) {
+            self.challenge_until = None;
+        }
+        let many = (self.plan.settings.order.max_entries / UNVERIFIED_PART).max(1);
+        if self.challenge_until.is_none() && self.queue.unverified() >= many {
+            self.challenge_until = Some(now + CHALLENGE_FOR);
+            // Those that wait already are asked at once; others as they come, by the packet path.
+            let asked: Vec<Out> = self
+                .queue
+                .iter()
+                .filter(|entry| !entry.verified && !entry.value.is_datagram)
+                .map(|entry| self.out(&entry.value, NO_BACKEND, Ticket::CHALLENGE))
+                .collect();
+            out.extend(asked);
+        }
+    }
+
+    /// Releases as many as servers have room for: the least loaded server of the preferred tier gets the next.
+    fn release(&mut self, now: Duration, room: &impl Room, out: &mut Vec<Out>) -> Vec<Entry<Parked>> {
+        let mut released = Vec::new();
+        if self.queue.is_empty() {
+            return released;
+        }
+        let which = if self.challenges() { Which::Verified } else { Which::All };
+        let load = |place: &Place, active: u32| (u64::from(active) << 16) / u64::from(place.weight.max(1));
+        let mut free: BinaryHeap<_> = self
+            .plan
+            .servers
+            .iter()
+            .enumerate()
+            .filter_map(|(position, place)| {
+                let active = room.active(place.backend);
+                (active < place.mark).then(|| Reverse((place.tier, load(place, active), position)))
+            })
+            .collect();
+        while let Some(Reverse((_, _, position))) = free.pop() {
+            let place = self.plan.servers[position];
+            // Somebody else may have been faster.
+            if !room.take(place.backend, place.mark) {
+                continue;
+            }
+            let Some(entry) = self.queue.pop(now, which) else {
+                room.give_back(place.backend);
+                break;
+            };
+            let backend = self.with_preferred(&entry.value, place.backend, room);
+            let class = self.count(entry.class);
+            class.ends[End::Released as usize] += 1;
+            class.waits.record(now.saturating_sub(entry.arrived), now);
+            out.push(self.out(&entry.value, backend, 0));
+            released.push(entry);
+            let active = room.active(place.backend);
+            if active < place.mark {
+                free.push(Reverse((place.tier, load(&place, active), position)));
+            }
+        }
+        released
+    }
+
+    /// The server that a client had before, if it has room; else the one at hand.
+    fn with_preferred(&self, parked: &Parked, at_hand: u16, room: &impl Room) -> u16 {
+        if parked.preferred == NO_BACKEND || parked.preferred == at_hand {
+            return at_hand;
+        }
+        match self.plan.servers.iter().find(|place| place.backend == parked.preferred) {
+            Some(place) if room.take(place.backend, place.mark) => {
+                room.give_back(at_hand);
+                place.backend
+            }
+            _ => at_hand,
+        }
+    }
+
+    fn report(&self, now: Duration) -> ServiceReport {
+        let named = std::iter::once((None, self.plan.settings.ring));
+        let named = named.chain(self.plan.settings.classes.iter().map(|class| (Some(class.name.clone()), class.ring)));
+        let classes = named.zip(&self.classes).enumerate().map(|(number, ((name, ring), class))| {
+            let oldest = self.queue.oldest(number as u16);
+            ClassReport {
+                name,
+                priority: ring + 1,
+                waiting: self.queue.waiting_of_class(number as u16) as u64,
+                oldest_s: oldest.map(|arrived| now.saturating_sub(arrived).as_secs_f64()),
+                wait_p50_s: class.waits.quantile(0.5, now).map(|wait| wait.as_secs_f64()),
+                wait_p99_s: class.waits.quantile(0.99, now).map(|wait| wait.as_secs_f64()),
+                waits: class.waits.count(),
+                waited_s: class.waits.sum().as_secs_f64(),
+                arrived: class.arrived,
+                ends: End::ALL.iter().map(|end| (end.label().to_owned(), class.ends[*end as usize])).collect(),
+                overloaded: self.queue.is_overloaded(ring),
+            }
+        });
+        ServiceReport {
+            name: self.plan.name.clone(),
+            waiting: self.queue.len() as u64,
+            unverified: self.queue.unverified() as u64,
+            challenges: self.challenges(),
+            repeated: self.repeated,
+            most: self.plan.settings.order.max_entries as u64,
+            classes: classes.collect(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What is told of the queues.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// How an entry's wait ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum End {
+    Released,
+    /// It has waited for as long as it may.
+    Expired,
+    /// Its client sent a reset.
+    GaveUp,
+    /// To one that had more right to its place.
+    GaveWay,
+    /// It could not even wait: the service has as many as it may.
+    EntriesFull,
+    /// The same for its source.
+    SourceFull,
+    /// The same for the memory of all.
+    MemoryFull,
+}
+
+impl End {
+    pub const ALL: [Self; 7] = [
+        Self::Released,
+        Self::Expired,
+        Self::GaveUp,
+        Self::GaveWay,
+        Self::EntriesFull,
+        Self::SourceFull,
+        Self::MemoryFull,
+    ];
+
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::GaveUp => "gave_up",
+            Self::GaveWay => "gave_way",
+            Self::EntriesFull => "entries_full",
+            Self::SourceFull => "source_full",
+            Self::MemoryFull => "memory_full",
+        }
+    }
+}
+
+/// The queues of all services.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// When it was made, in milliseconds since 1970.
+    pub taken_ms: u64,
+    /// Bytes of all that waits, and how many it may be.
+    pub memory: u64,
+    pub memory_limit: u64,
+    pub services: Vec<ServiceReport>,
+    /// Why nothing can wait, although it should.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    pub name: String,
+    pub waiting: u64,
+    /// Of these, from clients that have not shown that they are at their address.
+    pub unverified: u64,
+    /// Whether they have to.
+    pub challenges: bool,
+    /// First packets that came again.
+    pub repeated: u64,
+    /// Most that may wait.
+    pub most: u64,
+    /// First those of no class.
+    pub classes: Vec<ClassReport>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// None: of no class.
+    pub name: Option<String>,
+    /// 1 is the most urgent, 5 the least.
+    pub priority: u8,
+    pub waiting: u64,
+    /// Age of the one that waits for longest, in seconds.
+    pub oldest_s: Option<f64>,
+    /// Of waits that ended in the last minute or so, in seconds.
+    pub wait_p50_s: Option<f64>,
+    pub wait_p99_s: Option<f64>,
+    /// Waits that have ended, ever, and the seconds that they took.
+    pub waits: u64,
+    pub waited_s: f64,
+    /// Flows that came to the queue, ever.
+    pub arrived: u64,
+    /// How many ended in each way, ever.
+    pub ends: BTreeMap<String, u64>,
+    /// Newest first, because the oldest have waited for too long for a while.
+    pub overloaded: bool,
+}
