@@ -46,7 +46,7 @@ enum Task {
     Run(run::Run),
     /// Run test suites: all, or one of unit, packet, system, fuzz, kernels
     Test(test::Test),
-    /// Measure: all, or one of packet, ring, system, qos
+    /// Measure: all, or one of packet, ring, system, qos, queue
     Bench(run::Bench),
     /// Look for what would keep the gateway from working on this machine
     Doctor(run::Doctor),

@@ -75,6 +75,8 @@ enum Subject {
     System,
     /// What measured quality decides, in the lab; `-- --simulate`: with synthetic servers
     Qos,
+    /// What the queue does under overload and floods, in the lab
+    Queue,
 }
 
 impl Bench {
@@ -87,7 +89,7 @@ impl Bench {
         let subjects = self.subject.as_ref().map_or(Subject::value_variants(), std::slice::from_ref);
         let binaries: Vec<String> = subjects.iter().map(|subject| format!("bench-{}", subject.name())).collect();
         let mut purposes = vec![Purpose::Build];
-        if subjects.iter().any(|subject| matches!(subject, Subject::System | Subject::Qos)) {
+        if subjects.iter().any(|subject| matches!(subject, Subject::System | Subject::Qos | Subject::Queue)) {
             purposes.extend([Purpose::Lab, Purpose::Bench]);
         }
         build::everything(workspace, &purposes, &binaries.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -119,6 +121,7 @@ impl Subject {
             Self::Ring => "ring",
             Self::System => "system",
             Self::Qos => "qos",
+            Self::Queue => "queue",
         }
     }
 }

@@ -212,6 +212,27 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(report::verdict(&figures))
 }
 
+/// Net ns of packets of established flows in a mode, while nothing waits and while something does and clients are challenged.
+pub fn while_waiting(name: &str, flows: u32, rounds: usize) -> Result<[Vec<f64>; 2]> {
+    let mode = MODES.iter().find(|mode| mode.name == name).with_context(|| format!("there is no mode {name}"))?;
+    let arguments = Arguments::parse_from(["packet", "--rounds", &rounds.to_string()]);
+    let mut bench = Bench::new(*mode)?;
+    bench.prime(flows)?;
+    let mut costs = [Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        for (costs, until) in costs.iter_mut().zip([0, u64::MAX]) {
+            // Leases, and whether clients are challenged.
+            for word in &bench.world.kernel().maps.service_state.value(usize::from(bench.service))[2..5] {
+                word.store(until, Ordering::SeqCst);
+            }
+            let run = bench.packets(Kind::Established, flows, round as u32 + 1, &arguments);
+            let full = bench.generate(Target::Gateway, &run)?;
+            costs.push(full - bench.generate(Target::Null, &run)?);
+        }
+    }
+    Ok(costs)
+}
+
 /// The most that a packet may cost, in units of generator and null program as they were when the bars were set. These cost
 /// less here, by as much as the generator does less, so the unit and not the ratio is what is comparable.
 const REFERENCE_NULL: f64 = 77.0;

@@ -201,6 +201,12 @@ fn draw(path: &Path, suffix: &str, title: &str, unit: &str, measured: &[Measured
 /// Something that runs in a namespace until it is dropped.
 pub(super) struct Process(Child);
 
+impl Process {
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         if self.0.kill().and_then(|()| self.0.wait()).is_err() {

@@ -4,9 +4,10 @@ use std::io;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use hdrhistogram::Histogram;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +27,9 @@ use super::work::Work;
 const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed, mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Latencies are recorded up to this, in microseconds.
+const MOST_US: u64 = 600_000_000;
 
 /// Where the agent is asked.
 pub const AGENT_PORT: u16 = 9100;
@@ -135,6 +139,8 @@ pub(super) struct State {
     pub datagrams: AtomicU64,
     connections: AtomicU64,
     in_flight: AtomicU64,
+    /// Of requests, from when they came to the answer, in microseconds.
+    served_us: Mutex<Histogram<u64>>,
     behaviour: Mutex<Behaviour>,
     work: Work,
     pub agent: Mutex<Agent>,
@@ -190,18 +196,20 @@ impl State {
 }
 
 /// A request counted as in flight while it lives.
-pub(super) struct InFlight<'a>(&'a State);
+pub(super) struct InFlight<'a>(&'a State, Instant);
 
 impl<'a> InFlight<'a> {
     pub fn new(state: &'a State) -> Self {
         state.http_requests.fetch_add(1, Ordering::Relaxed);
         state.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(state)
+        Self(state, Instant::now())
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
+        let mut served = self.0.served_us.lock().unwrap_or_else(PoisonError::into_inner);
+        served.saturating_record(self.1.elapsed().as_micros() as u64);
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -253,6 +261,7 @@ impl Server {
             datagrams: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            served_us: Mutex::new(Histogram::new_with_bounds(1, MOST_US, 3).expect("the bounds are in order")),
             behaviour: Mutex::new(Behaviour::default()),
             work: Work::new(),
             agent: Mutex::new(Agent::default()),
@@ -315,6 +324,12 @@ impl Server {
 
     pub fn name(&self) -> &str {
         &self.state.name
+    }
+
+    /// Time from a request to its answer that a share of the requests (0 to 1) does not exceed.
+    pub fn latency(&self, share: f64) -> Duration {
+        let served = self.state.served_us.lock().unwrap_or_else(PoisonError::into_inner);
+        Duration::from_micros(served.value_at_quantile(share))
     }
 
     pub fn counts(&self) -> Counts {

@@ -27,7 +27,7 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
     let rings = world.quality()?.rings;
     let begun = Instant::now();
     let mut changes: u32 = 0;
-    while begun.elapsed() < round.weights_for {
+    while begun.elapsed() < round.long {
         let server = random.usize(..world.site.servers.len());
         world.set_weight(world.site.servers[server].name(), random.u16(10..=1_000))?;
         changes += 1;
@@ -36,7 +36,7 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
     tcp.wait_exchanges(2, PATIENCE)?;
     udp.wait_exchanges(2, PATIENCE)?;
     let rings = world.quality()?.rings - rings;
-    let what = |what: &str| format!("weights changed for {} s: {what}", round.weights_for.as_secs());
+    let what = |what: &str| format!("weights changed for {} s: {what}", round.long.as_secs());
     Ok(vec![
         Value::new(what("changes"), "", changes.into()),
         Value::new(what("rings"), "", rings as f64),

@@ -85,7 +85,7 @@ fn plain_connections() -> Result<Duration> {
 }
 
 /// Of all threads of a process.
-fn processor_time(process: u32) -> Result<Duration> {
+pub fn processor_time(process: u32) -> Result<Duration> {
     let mut sum = 0;
     for task in fs::read_dir(format!("/proc/{process}/task"))? {
         let path = task?.path().join("schedstat");

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use loadbalancer::admin::client;
 use loadbalancer::control::snapshot::Change;
 use loadbalancer::control::{channels, quality, standby};
+use loadbalancer::queue;
 use tokio::runtime::Runtime;
 
 use crate::support::gateway::Gateway;
@@ -90,6 +91,10 @@ impl World {
 
     pub fn standby(&self) -> Result<standby::Report> {
         Ok(self.runtime.block_on(client::standby(&self.gateway.socket))?)
+    }
+
+    pub fn queue(&self) -> Result<queue::report::Report> {
+        Ok(self.runtime.block_on(client::queue(&self.gateway.socket))?)
     }
 
     pub fn set_weight(&self, server: &str, weight: u16) -> Result<()> {

@@ -1,0 +1,48 @@
+//! What the queue does: under overload, for classes, under floods, and how fast.
+//!
+//! Each scenario brings up labs of its own; ways that are compared run at the same time. The service times of servers are waits, so
+//! that two processors have room for several labs.
+
+mod overload;
+mod classes;
+mod slot;
+mod many;
+mod flood;
+mod kill;
+mod forge;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+
+use super::report;
+use super::scenario::{self, Common, Scenario, scenario};
+
+/// Measures in the lab what the queue does for clients and servers.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench queue", bin_name = "cargo xtask bench queue")]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+const SCENARIOS: [Scenario; 7] = [
+    scenario("overload", overload::round),
+    scenario("shares", classes::shares),
+    scenario("waits", classes::waits),
+    scenario("slot", slot::round),
+    scenario("many", many::round),
+    scenario("flood", flood::round),
+    scenario("kill", kill::round),
+];
+
+pub fn main() -> ExitCode {
+    report::exit_code(run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Result<bool> {
+    let (_, met) = scenario::run(&SCENARIOS, &arguments.common, Duration::ZERO)?;
+    Ok(met)
+}

@@ -1,0 +1,171 @@
+//! Twice as much as the servers can do, for half a minute.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use aya::programs::loaded_programs;
+use loadbalancer::dataplane::kernel::occupant;
+
+use crate::bench::qos::controller::processor_time;
+use crate::bench::qos::haproxy;
+use crate::bench::qos::world::{self, FIXED, Site, World, behaviour, vip};
+use crate::bench::scenario::{Round, Value, all};
+use crate::support::host::Host;
+use crate::support::load::{Load, Pace, RunningLoad};
+use crate::support::netns::Namespace;
+use crate::support::plan::GatewayLink;
+use crate::support::plan::LabConfig;
+use crate::support::span::Span;
+
+const MEAN: Duration = Duration::from_millis(40);
+const TIME: Duration = Duration::from_secs(30);
+/// From when on servers are saturated, in seconds after the begin of the load.
+const FROM: usize = 5;
+/// Of a client.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Beyond that of clients, so that none is refused before.
+const DEADLINE: &str = "15s";
+/// Flows at a time that keep the four workers of a server at work.
+const MARK: u32 = 8;
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Queue,
+    NoLimit,
+    Haproxy,
+}
+
+const WAYS: [Way; 3] = [Way::Queue, Way::NoLimit, Way::Haproxy];
+
+struct Seen {
+    ok_per_second: f64,
+    /// Of clients, in seconds, of all requests.
+    p99: f64,
+    /// From when a server takes a request to its answer.
+    server_p99: f64,
+    refused: u64,
+    /// Most flows that a server had at a time, beyond its mark.
+    above: f64,
+    /// Processor time of the balancer for a request, in microseconds.
+    balancer_us: f64,
+}
+
+pub fn round(round: Round) -> Result<Vec<Value>> {
+    let seen = all(&WAYS, |way| measure(*way, round))?;
+    let [queue, none, haproxy] = &seen[..] else {
+        return Err(anyhow!("{} ways were measured", seen.len()));
+    };
+    let capacity = 4.0 * behaviour(MEAN).capacity();
+    let cpus = thread::available_parallelism()?.get() as f64;
+    Ok(vec![
+        Value::new("overload: flows at a server above its mark", "", queue.above).at_most(cpus),
+        Value::new("overload: clients refused before their deadline", "", queue.refused as f64).at_most(0.0),
+        Value::new("overload: goodput / capacity", "", queue.ok_per_second / capacity).at_least(0.97),
+        Value::new("overload: goodput without a limit / capacity", "", none.ok_per_second / capacity),
+        Value::new("overload: goodput of HAProxy / capacity", "", haproxy.ok_per_second / capacity),
+        Value::new("overload: p99 at the server, queue / no limit", "", queue.server_p99 / none.server_p99)
+            .at_most(0.5),
+        Value::new("overload: p99 of clients", "s", queue.p99),
+        Value::new("overload: p99 of clients, HAProxy", "s", haproxy.p99),
+        Value::new("overload: p99 of clients / HAProxy", "", queue.p99 / haproxy.p99).at_most(1.0),
+        Value::new("overload: balancer's time for a request", "us", queue.balancer_us),
+        Value::new("overload: balancer's time for a request, HAProxy", "us", haproxy.balancer_us),
+        Value::new("overload: balancer's time / HAProxy", "", queue.balancer_us / haproxy.balancer_us).at_most(0.5),
+    ])
+}
+
+fn measure(way: Way, round: Round) -> Result<Seen> {
+    let site = Site::up(&LabConfig { clients: 1, ..LabConfig::default() }, behaviour(MEAN))?;
+    if way == Way::Haproxy {
+        let defaults = "timeout connect 5s\n timeout queue 15s";
+        let process = haproxy::up_with(&site, "leastconn", &format!("maxconn {MARK}"), defaults)?;
+        let before = processor_time(process.id())?;
+        let mut seen = drive(&site, round)?;
+        let used = processor_time(process.id())?.saturating_sub(before);
+        seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
+        return Ok(seen);
+    }
+    let (service, server) = match way {
+        Way::Queue => (
+            format!("{FIXED}[service.queue]\ndeadline = \"{DEADLINE}\"\nmax_per_source = 10000\n"),
+            format!("high_water = {MARK}"),
+        ),
+        _ => (FIXED.to_owned(), String::new()),
+    };
+    let hosts: Vec<(&Host, String)> = site.lab.servers.iter().map(|host| (host, server.clone())).collect();
+    let text = world::service("web", "nat", vip(1), &service, &hosts)?;
+    let world = World::up(site, &text)?;
+    world.wait_ready()?;
+    let process = world.gateway.process().context("the gateway runs")?;
+    let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
+    let before = processor_time(process)? + packet_path_time(&world.site)?;
+    let mut seen = drive(&world.site, round)?;
+    let used = (processor_time(process)? + packet_path_time(&world.site)?).saturating_sub(before);
+    seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
+    if round.explain {
+        eprintln!("{way:?}\n{}\n{}", world.gateway.ask(&["queue"]), world.gateway.ask(&["stats"]));
+    }
+    Ok(seen)
+}
+
+/// Time that the programs on the gateway's interfaces have taken, with what they continue with.
+fn packet_path_time(site: &Site) -> Result<Duration> {
+    let gateway = &site.lab.gateway;
+    let ids: BTreeSet<u32> = gateway.namespace.run(|| -> Result<_> {
+        let of_link = |link: &GatewayLink| {
+            let told = occupant(&link.device)?.context("the interface has a program")?;
+            let id = told.split_once("(id ").and_then(|(_, rest)| rest.split_once(')')).map(|(id, _)| id);
+            Ok(id.context("a program has a number")?.parse()?)
+        };
+        gateway.links.iter().map(of_link).collect()
+    })??;
+    Ok(loaded_programs().flatten().filter(|program| ids.contains(&program.id())).map(|it| it.run_time()).sum())
+}
+
+/// Clients that come at random times, each with a connection and a request.
+pub fn clients(from: &Namespace, per_second: f64, seed: u64, time: Duration) -> Result<RunningLoad> {
+    let mut load = Load::new((vip(1), 80).into());
+    load.query.close = true;
+    load.pace = Pace::Poisson { per_second, max_in_flight: 50_000, seed };
+    load.timeout = TIMEOUT;
+    load.max_time = time;
+    Ok(load.start(from)?)
+}
+
+fn drive(site: &Site, round: Round) -> Result<Seen> {
+    let stop = AtomicBool::new(false);
+    let most = AtomicU64::new(0);
+    let report = thread::scope(|scope| -> Result<_> {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for server in &site.servers {
+                    most.fetch_max(server.counts().in_flight, Ordering::Relaxed);
+                }
+                thread::sleep(LOOK_EVERY);
+            }
+        });
+        let load = clients(site.lab.clients[0].namespace(), 2.0 * site.capacity(), round.seed, TIME);
+        let report = load.map(RunningLoad::wait);
+        stop.store(true, Ordering::Relaxed);
+        report
+    })?;
+    let span = report.between(FROM, TIME.as_secs() as usize);
+    eprintln!("  {:?} {:?} p50 {:?}", span.by_server, span.errors, span.latency(0.5));
+    let refused = ["refused", "reset", "closed"].iter().filter_map(|error| report.errors.get(error)).sum();
+    Ok(Seen {
+        ok_per_second: ok_per_second(&span),
+        p99: span.latency_of_all(0.99).unwrap_or(TIMEOUT).min(TIMEOUT).as_secs_f64(),
+        server_p99: site.servers.iter().map(|server| server.latency(0.99).as_secs_f64()).fold(0.0, f64::max),
+        refused,
+        above: most.load(Ordering::Relaxed) as f64 - f64::from(MARK),
+        balancer_us: 0.0,
+    })
+}
+
+fn ok_per_second(span: &Span) -> f64 {
+    span.ok() as f64 / (TIME.as_secs() as usize - FROM) as f64
+}

@@ -1,0 +1,157 @@
+//! How long a place at a server stays free while somebody waits: from the packet that ends a flow to the first of the next, both
+//! seen at the server's interface.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use loadbalancer_common::net::{protocol, tcp_flag};
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::bench::qos::world::{self, Site, World, behaviour, vip};
+use crate::bench::scenario::{Round, Value};
+use crate::support::host::Host;
+use crate::support::load::{Load, Pace};
+use crate::support::plan::LabConfig;
+
+const MEAN: Duration = Duration::from_millis(2);
+const TIME: Duration = Duration::from_secs(15);
+/// One place, and always somebody who waits for it.
+const MARK: u32 = 1;
+const WORKERS: u32 = 8;
+
+pub fn round(round: Round) -> Result<Vec<Value>> {
+    let config = LabConfig { clients: 1, servers: 1, ..LabConfig::default() };
+    let site = Site::up(&config, behaviour(MEAN))?;
+    let hosts: Vec<(&Host, String)> =
+        site.lab.servers.iter().map(|host| (host, format!("high_water = {MARK}"))).collect();
+    let keys = "quality = { weights = \"configured\" }\n[service.queue]\ndeadline = \"5s\"\n";
+    let text = world::service("web", "nat", vip(1), keys, &hosts)?;
+    let world = World::up(site, &text)?;
+    world.wait_ready()?;
+    let stop = AtomicBool::new(false);
+    let mut times = thread::scope(|scope| -> Result<_> {
+        let server = &world.site.lab.servers[0];
+        let seen = scope.spawn(|| server.namespace().run(|| watch(&server.near.device, &stop)));
+        let mut load = Load::new((vip(1), 80).into());
+        load.query.close = true;
+        load.pace = Pace::Closed { workers: WORKERS };
+        load.max_time = TIME;
+        let report = load.start(world.site.lab.clients[0].namespace()).map(|load| load.wait());
+        stop.store(true, Ordering::Relaxed);
+        let seen = seen.join().expect("the thread that watches does not panic")??;
+        let report = report?;
+        eprintln!("  {} requests, {:?}", report.ok, report.errors);
+        Ok(seen)
+    })?;
+    if round.explain {
+        eprintln!("{}", world.gateway.ask(&["queue"]));
+    }
+    ensure!(times.len() > 500, "only {} places became free", times.len());
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e3;
+    Ok(vec![
+        Value::new("slot freed to SYN on the wire: p50", "us", at(0.5)).at_most(200.0),
+        Value::new("slot freed to SYN on the wire: p99", "us", at(0.99)).at_most(2_000.0),
+        Value::new("slot freed to SYN on the wire: most", "us", at(1.0)),
+    ])
+}
+
+/// Nanoseconds from the first packet that ends a flow of the server's to the first of the next flow.
+fn watch(device: &str, stop: &AtomicBool) -> Result<Vec<u64>> {
+    let socket = socket(device).context("cannot watch an interface")?;
+    let mut times = Vec::new();
+    let mut ended = None;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(packet) = receive(&socket)? else { continue };
+        if packet.flags & tcp_flag::SYN != 0 && packet.flags & tcp_flag::ACK == 0 {
+            if let Some(ended) = ended.take() {
+                times.push(packet.time_ns.saturating_sub(ended));
+            }
+        } else if packet.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 && ended.is_none() {
+            ended = Some(packet.time_ns);
+        }
+    }
+    Ok(times)
+}
+
+struct Packet {
+    time_ns: u64,
+    flags: u8,
+}
+
+fn socket(device: &str) -> Result<Socket> {
+    let index = loadbalancer::dataplane::kernel::interface_index(device)?;
+    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
+    let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
+        let address = storage.cast::<libc::sockaddr_ll>();
+        // SAFETY: the storage has room for any socket address, and is all zeroes.
+        unsafe {
+            (*address).sll_family = libc::AF_PACKET as u16;
+            (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+            (*address).sll_ifindex = index as i32;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes a whole address of its family.
+    let ((), address) = unsafe { SockAddr::try_init(address) }?;
+    socket.bind(&address)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    socket.set_recv_buffer_size(8 << 20)?;
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an integer, which lives through the call.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMPNS,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })?;
+    Ok(socket)
+}
+
+/// A TCP packet, with the kernel's own time stamp. None: nothing came for a while, or something else.
+fn receive(socket: &Socket) -> Result<Option<Packet>> {
+    let mut data = [0u8; 128];
+    let mut control = [0u64; 16];
+    let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    // SAFETY: all zeroes is a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: the message and what it points to live through the call, with their lengths.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    if length < 0 {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+            _ => Err(error.into()),
+        };
+    }
+    let mut time_ns = None;
+    // SAFETY: the kernel has filled in the control messages, which the macros walk within their length.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_TIMESTAMPNS {
+                let time = libc::CMSG_DATA(header).cast::<libc::timespec>().read_unaligned();
+                time_ns = Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64);
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    let is_tcp = length >= 40 && data[0] == 0x45 && data[9] == protocol::TCP;
+    let time_ns = time_ns.context("the kernel gave no time stamp")?;
+    Ok(is_tcp.then(|| Packet { time_ns, flags: data[33] }))
+}
