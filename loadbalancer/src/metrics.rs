@@ -3,6 +3,7 @@
 //! Names follow the conventions of Prometheus: base units, `_total` for counters. Each scrape asks the controller once.
 
 mod quality;
+mod queue;
 
 use std::io;
 use std::net::SocketAddr;
@@ -123,6 +124,7 @@ pub struct Told {
     pub quality: crate::control::quality::Report,
     pub channels: crate::control::channels::Report,
     pub standby: crate::control::standby::Report,
+    pub queue: crate::queue::report::Report,
 }
 
 impl Told {
@@ -140,6 +142,7 @@ impl Told {
             quality: one(requests, Request::Quality).await?,
             channels: one(requests, Request::Channels).await?,
             standby: one(requests, Request::Standby).await?,
+            queue: one(requests, Request::Queue).await?,
         })
     }
 }
@@ -161,6 +164,7 @@ pub fn render(told: &Told) -> String {
     counters(&mut registry, snapshot);
     gauges(&mut registry, snapshot);
     quality::register(&mut registry, told);
+    queue::register(&mut registry, &told.queue);
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => text,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loadbalancer::control::snapshot::{Server, Snapshot};
+use loadbalancer::control::snapshot::{Queue, Server, Snapshot};
 use loadbalancer_common::outcome::{Class, Outcome};
 
 use super::table::{latency, short, table, time};
@@ -201,5 +201,19 @@ pub fn stats(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
         }
     }
     text.push_str(&table(&["SERVICE", "OUTCOME", ">FRAMES", "MEANING"], rows));
+    for service in &snapshot.services {
+        if let Some(queue) = &service.queue {
+            text.push_str(&format!("\n\n{}: {}", service.name, queue_line(queue)));
+        }
+    }
     text
+}
+
+/// What waits, in a line.
+fn queue_line(queue: &Queue) -> String {
+    let oldest = queue.oldest_s.map_or_else(String::new, |oldest| format!(" (the oldest for {oldest:.1} s)"));
+    format!(
+        "{} wait{oldest}, {} released, {} ended otherwise; `loadbalancer queue` tells more",
+        queue.waiting, queue.released, queue.not_released
+    )
 }

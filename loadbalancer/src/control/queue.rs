@@ -16,7 +16,6 @@ use loadbalancer_common::queue::{Held, Ticket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
-use tokio::sync::oneshot;
 
 use super::controller::now_ms;
 use crate::dataplane::kernel::Maps;
@@ -37,12 +36,14 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often the leases of services are renewed, as a part of them.
 const RENEWALS: u32 = 10;
 
+/// What a report is for.
+type Reply = Box<dyn FnOnce(Report) + Send>;
+
 /// What the thread is to go by.
-#[derive(Debug)]
 enum Command {
     Follow { plans: Vec<Plan>, memory: u64, lease: Duration },
     Socket(Option<Socket>),
-    Report(oneshot::Sender<Report>),
+    Report(Reply),
     Stop,
 }
 
@@ -109,8 +110,9 @@ impl QueueThread {
         self.has_socket
     }
 
-    pub fn report(&self, reply: oneshot::Sender<Report>) {
-        self.send(Command::Report(reply));
+    /// Does something with a report, in the thread: it should not take long.
+    pub fn report(&self, reply: impl FnOnce(Report) + Send + 'static) {
+        self.send(Command::Report(Box::new(reply)));
     }
 }
 
@@ -218,7 +220,7 @@ impl Worker {
                     services: self.engine.report(now()),
                     error: self.error.clone(),
                 };
-                drop(reply.send(report));
+                reply(report);
             }
             Command::Stop => {}
         }

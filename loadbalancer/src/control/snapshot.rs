@@ -72,6 +72,21 @@ pub struct Service {
     /// Frames by outcome.
     pub outcomes: BTreeMap<String, u64>,
     pub servers: Vec<Server>,
+    /// What waits for a server; none: it does not queue.
+    #[serde(default)]
+    pub queue: Option<Queue>,
+}
+
+/// A service's queue in short; `loadbalancer queue` tells more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Queue {
+    pub waiting: u64,
+    /// Age of the one that waits for longest, in seconds.
+    pub oldest_s: Option<f64>,
+    /// Ever.
+    pub released: u64,
+    /// That ended in another way, ever.
+    pub not_released: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -291,8 +291,16 @@ impl Engine {
         self.len() == 0
     }
 
+    /// By names of services.
     pub fn report(&self, now: Duration) -> Vec<ServiceReport> {
-        self.services.values().map(|service| service.report(now)).collect()
+        let mut reports: Vec<ServiceReport> = Vec::new();
+        for report in self.services.values().map(|service| service.report(now)) {
+            match reports.iter_mut().find(|other| other.name == report.name) {
+                Some(part) => part.add(report),
+                None => reports.push(report),
+            }
+        }
+        reports
     }
 }
 

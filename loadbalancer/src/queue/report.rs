@@ -98,3 +98,64 @@ pub struct ClassReport {
     /// Newest first, because the oldest have waited for too long for a while.
     pub overloaded: bool,
 }
+
+impl ServiceReport {
+    /// Adds what waits in another part of the same service: one of each family, in `nat` and `dnat`. Of waits, those of the part
+    /// in which they are longer count.
+    pub fn add(&mut self, other: Self) {
+        self.waiting += other.waiting;
+        self.unverified += other.unverified;
+        self.challenges |= other.challenges;
+        self.repeated += other.repeated;
+        for (class, other) in self.classes.iter_mut().zip(other.classes) {
+            class.add(other);
+        }
+    }
+
+    /// How many ended in some way, ever.
+    pub fn ended(&self, how: End) -> u64 {
+        self.classes.iter().filter_map(|class| class.ends.get(how.label())).sum()
+    }
+}
+
+impl ClassReport {
+    fn add(&mut self, other: Self) {
+        let longer = |one: Option<f64>, other: Option<f64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (one, other) => one.or(other),
+        };
+        self.waiting += other.waiting;
+        self.oldest_s = longer(self.oldest_s, other.oldest_s);
+        self.wait_p50_s = longer(self.wait_p50_s, other.wait_p50_s);
+        self.wait_p99_s = longer(self.wait_p99_s, other.wait_p99_s);
+        self.waits += other.waits;
+        self.waited_s += other.waited_s;
+        self.arrived += other.arrived;
+        for (how, count) in other.ends {
+            *self.ends.entry(how).or_default() += count;
+        }
+        self.overloaded |= other.overloaded;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_service_are_told_as_one() {
+        let part = |waiting, p99| ServiceReport {
+            waiting,
+            classes: vec![ClassReport {
+                waiting,
+                wait_p99_s: p99,
+                ends: [(End::Released.label().to_owned(), waiting)].into(),
+                ..ClassReport::default()
+            }],
+            ..ServiceReport::default()
+        };
+        let mut sum = part(2, Some(0.5));
+        sum.add(part(3, None));
+        assert_eq!((sum.waiting, sum.ended(End::Released), sum.classes[0].wait_p99_s), (5, 5, Some(0.5)));
+    }
+}

@@ -199,7 +199,7 @@ fn draw(path: &Path, suffix: &str, title: &str, unit: &str, measured: &[Measured
 }
 
 /// Something that runs in a namespace until it is dropped.
-pub(super) struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
     pub(super) fn id(&self) -> u32 {

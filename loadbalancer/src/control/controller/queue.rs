@@ -1,6 +1,7 @@
 //! What waits: which services queue, and which of their servers may get what has waited.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use loadbalancer_common::admission::accepts;
 use loadbalancer_common::backend::NO_BACKEND;
@@ -13,6 +14,9 @@ use super::{Controller, now_ms};
 use crate::config::{Refuse, Service};
 use crate::queue::engine::{Place, Plan};
 use crate::queue::report::Report;
+
+/// Until the thread is to have told how things are.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 pub(super) struct QueueState {
@@ -40,9 +44,22 @@ impl QueueState {
 
     pub(super) fn report(&self, reply: oneshot::Sender<Report>) {
         match &self.thread {
-            Some(thread) => thread.report(reply),
+            // Whoever asked may have gone.
+            Some(thread) => thread.report(|report| drop(reply.send(report))),
             None => drop(reply.send(Report { taken_ms: now_ms(), error: self.error.clone(), ..Report::default() })),
         }
+    }
+}
+
+impl QueueState {
+    /// The report, now. Empty if the thread is busy with something else.
+    pub(super) fn report_now(&self) -> Report {
+        let Some(thread) = &self.thread else {
+            return Report::default();
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        thread.report(move |report| drop(reply.send(report)));
+        answer.recv_timeout(PATIENCE).unwrap_or_default()
     }
 }
 

@@ -16,10 +16,12 @@ use crate::health::Health;
 use crate::quality::channel::explain::ChannelReport;
 use crate::quality::explain::GroupReport;
 use crate::quality::signal::ChannelKey;
+use crate::queue::report::{End, ServiceReport};
 
 impl Controller {
     pub fn snapshot(&self) -> Result<Snapshot, ReconcileError> {
         let kernel = stats::read(&self.reconciler.kernel().maps)?;
+        let queues = self.queue.report_now();
         let mut services: Vec<snapshot::Service> = Vec::new();
         for service in &self.config.services {
             let mut shown = snapshot::Service {
@@ -36,6 +38,7 @@ impl Controller {
                 }
             }
             shown.servers = self.server_snapshots(service, &kernel);
+            shown.queue = queues.services.iter().find(|queue| queue.name == service.name).map(queue_in_short);
             services.push(shown);
         }
         let mut unserved = BTreeMap::new();
@@ -262,4 +265,15 @@ pub(crate) fn add_outcomes(to: &mut BTreeMap<String, u64>, counters: &[u64]) {
 
 pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn queue_in_short(report: &ServiceReport) -> snapshot::Queue {
+    let released = report.ended(End::Released);
+    let all: u64 = End::ALL.iter().map(|end| report.ended(*end)).sum();
+    snapshot::Queue {
+        waiting: report.waiting,
+        oldest_s: report.classes.iter().filter_map(|class| class.oldest_s).reduce(f64::max),
+        released,
+        not_released: all - released,
+    }
 }
