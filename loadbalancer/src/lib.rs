@@ -9,4 +9,5 @@ pub mod health;
 pub mod metrics;
 pub mod network;
 pub mod quality;
+pub mod queue;
 pub mod ring;
