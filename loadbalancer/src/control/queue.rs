@@ -74,8 +74,6 @@ impl QueueThread {
             lease: Duration::ZERO,
             renewed: Duration::ZERO,
             leased: BTreeMap::new(),
-            lost: 0,
-            error: None,
         };
         let thread = thread::Builder::new().name("queue".to_owned()).spawn(move || worker.run())?;
         Ok(Self { commands, wake, thread: Some(thread), told: None, has_socket: false })
@@ -138,9 +136,6 @@ struct Worker {
     renewed: Duration,
     /// Services, and whether something waited there when they were last told.
     leased: BTreeMap<u16, (bool, bool)>,
-    /// Frames that could not be sent.
-    lost: u64,
-    error: Option<String>,
 }
 
 impl Worker {
@@ -204,7 +199,7 @@ impl Worker {
         match command {
             Command::Follow { plans, memory, lease } => {
                 self.engine.set_memory_limit(memory);
-                self.engine.follow(plans, now());
+                self.engine.follow(plans);
                 self.lease = lease;
                 self.renewed = Duration::ZERO;
             }
@@ -218,7 +213,7 @@ impl Worker {
                     memory: self.engine.memory(),
                     memory_limit: self.engine.memory_limit(),
                     services: self.engine.report(now()),
-                    error: self.error.clone(),
+                    error: None,
                 };
                 reply(report);
             }
@@ -250,21 +245,18 @@ impl Worker {
             out.clear();
             return;
         };
+        let mut sent = 0;
         for some in out.chunks(FRAMES) {
-            let sent = send_frames(socket, some).unwrap_or_else(|error| {
-                tracing::debug!(%error, "frames of waiting flows are lost");
-                self.error = Some(format!("frames of waiting flows cannot be sent: {error}"));
-                0
-            });
-            for lost in &some[sent..] {
-                // Its client sends it again; the place is free until then.
-                self.lost += 1;
-                if lost.ticket.backend != 0 {
-                    Places(&self.maps).give_back(lost.ticket.backend);
-                }
+            let result = send_frames(socket, some);
+            sent += result.as_ref().map_or(0, |sent| *sent);
+            if !result.is_ok_and(|sent| sent == some.len()) {
+                break;
             }
         }
-        out.clear();
+        // The kernel has no room for more now; the rest waits again, and is looked at soon.
+        for rest in out.drain(..).skip(sent) {
+            self.engine.take_back(rest, &Places(&self.maps));
+        }
     }
 
     /// Tells the packet path which services queue, and where something waits. True: somewhere something waits that did not.

@@ -56,14 +56,16 @@ pub trait Room {
 }
 
 /// A frame that goes back to the packet path.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Out {
     pub ticket: Ticket,
     pub frame: Box<[u8]>,
+    /// Whose it is, if it was released: without its frame.
+    released: Option<Box<Entry<Parked>>>,
 }
 
 /// What a waiting flow is but for its place in the queue.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Parked {
     frame: Box<[u8]>,
     ifindex: u32,
@@ -85,7 +87,6 @@ struct Class {
     waits: Recent,
 }
 
-#[derive(Debug)]
 struct Service {
     plan: Plan,
     queue: Queue<Parked>,
@@ -97,7 +98,6 @@ struct Service {
 }
 
 /// The queues of all services.
-#[derive(Debug)]
 pub struct Engine {
     memory_limit: u64,
     memory: u64,
@@ -127,7 +127,7 @@ impl Engine {
 
     /// Brings services and their servers up to date. What waits for a service that is gone goes as well: nobody serves its
     /// address.
-    pub fn follow(&mut self, plans: Vec<Plan>, now: Duration) {
+    pub fn follow(&mut self, plans: Vec<Plan>) {
         let mut old = std::mem::take(&mut self.services);
         for plan in plans {
             let service = match old.remove(&plan.service) {
@@ -141,7 +141,7 @@ impl Engine {
                 }
                 other => {
                     self.forget(other);
-                    Service::new(plan, now)
+                    Service::new(plan)
                 }
             };
             self.services.insert(service.plan.service, service);
@@ -164,7 +164,7 @@ impl Engine {
             kind::VERIFIED => drop(service.queue.verify(held.hash)),
             kind::RESET => {
                 if let Some(entry) = service.queue.remove(held.hash) {
-                    service.end(&mut self.memory, &entry, End::GaveUp, now);
+                    service.leave(&mut self.memory, &entry, End::GaveUp, now);
                 }
             }
             kind::FLOW => self.arrive(held, frame, now, out),
@@ -191,7 +191,7 @@ impl Engine {
         let size = ENTRY_BYTES + frame.len() as u64;
         let too_large = self.memory + size > self.memory_limit
             || (is_datagram && service.datagram_bytes + frame.len() as u64 > settings.udp_memory);
-        if too_large && !service.queue.contains(held.hash) {
+        if too_large && service.queue.get(held.hash).is_none() {
             service.count(class).arrived += 1;
             service.refuse(&parked, class, held.verified != 0, End::MemoryFull, out);
             return;
@@ -207,7 +207,15 @@ impl Engine {
             value: parked,
         };
         match service.queue.push(arrival, now) {
-            Pushed::Known => service.repeated += 1,
+            Pushed::Known => {
+                service.repeated += 1;
+                // Its newest time stamp, by which the client measures the way.
+                service.queue.set_value(held.hash, |parked| {
+                    if parked.frame.len() == frame.len() {
+                        parked.frame.copy_from_slice(frame);
+                    }
+                });
+            }
             Pushed::Refused { arrival, why } => {
                 service.count(class).arrived += 1;
                 let why = match why {
@@ -223,7 +231,7 @@ impl Engine {
                     service.datagram_bytes += frame.len() as u64;
                 }
                 if let Some(entry) = evicted {
-                    service.end(&mut self.memory, &entry, End::GaveWay, now);
+                    service.leave(&mut self.memory, &entry, End::GaveWay, now);
                     if entry.verified && service.plan.tells {
                         out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
                     }
@@ -238,7 +246,7 @@ impl Engine {
         for service in self.services.values_mut() {
             service.look_for_flood(now, out);
             for entry in service.queue.expire(now) {
-                service.end(&mut self.memory, &entry, End::Expired, now);
+                service.leave(&mut self.memory, &entry, End::Expired, now);
                 match service.plan.settings.at_deadline {
                     AtDeadline::Respond if service.plan.responder != NO_BACKEND && !entry.value.is_datagram => {
                         room.take(service.plan.responder, u32::MAX);
@@ -250,21 +258,38 @@ impl Engine {
                     AtDeadline::Drop => {}
                 }
             }
-            for entry in service.release(now, room, out) {
-                self.memory -= bytes(&entry);
-                if entry.value.is_datagram {
-                    service.datagram_bytes -= entry.value.frame.len() as u64;
-                }
-                let before = Before { arrived: entry.arrived, deadline: entry.deadline };
-                if self.released.insert(entry.key, before).is_none() {
-                    self.released_order.push_back(entry.key);
-                }
+            service.release(&mut self.memory, now, room, out);
+        }
+        for released in out.iter().filter_map(|out| out.released.as_deref()) {
+            let before = Before { arrived: released.arrived, deadline: released.deadline };
+            if self.released.insert(released.key, before).is_none() {
+                self.released_order.push_back(released.key);
             }
         }
         while self.released_order.len() > REMEMBERED {
             if let Some(key) = self.released_order.pop_front() {
                 self.released.remove(&key);
             }
+        }
+    }
+
+    /// Takes back a frame that could not be sent; what was released waits again, as if it had never been out.
+    pub fn take_back(&mut self, out: Out, room: &impl Room) {
+        if out.ticket.backend != NO_BACKEND {
+            room.give_back(out.ticket.backend);
+        }
+        let (Some(mut entry), Some(service)) = (out.released, self.services.get_mut(&out.ticket.service)) else {
+            return;
+        };
+        entry.value.frame = out.frame;
+        self.memory += bytes(&entry);
+        if entry.value.is_datagram {
+            service.datagram_bytes += entry.value.frame.len() as u64;
+        }
+        let class = service.count(entry.class);
+        class.ends[End::Released as usize] -= 1;
+        if let Some(later) = service.queue.give_back(*entry) {
+            self.memory -= bytes(&later);
         }
     }
 
@@ -321,9 +346,9 @@ fn source(held: &Held, (ipv4, ipv6): (u8, u8)) -> u128 {
 }
 
 impl Service {
-    fn new(plan: Plan, now: Duration) -> Self {
+    fn new(plan: Plan) -> Self {
         let classes = (0..=plan.settings.classes.len()).map(|_| Class::default()).collect();
-        let queue = Queue::new(plan.settings.order.clone(), now);
+        let queue = Queue::new(&plan.settings.order);
         Self { plan, queue, datagram_bytes: 0, classes, repeated: 0, challenge_until: None }
     }
 
@@ -335,11 +360,11 @@ impl Service {
 
     fn out(&self, parked: &Parked, backend: u16, flags: u16) -> Out {
         let ticket = Ticket::new(self.plan.service, backend, parked.ifindex, flags);
-        Out { ticket, frame: parked.frame.clone() }
+        Out { ticket, frame: parked.frame.clone(), released: None }
     }
 
-    /// An entry that does not get a server.
-    fn end(&mut self, memory: &mut u64, entry: &Entry<Parked>, why: End, now: Duration) {
+    /// An entry that waits no more.
+    fn leave(&mut self, memory: &mut u64, entry: &Entry<Parked>, why: End, now: Duration) {
         *memory -= bytes(entry);
         if entry.value.is_datagram {
             self.datagram_bytes -= entry.value.frame.len() as u64;
@@ -386,58 +411,44 @@ impl Service {
     }
 
     /// Releases as many as servers have room for: the least loaded server of the preferred tier gets the next.
-    fn release(&mut self, now: Duration, room: &impl Room, out: &mut Vec<Out>) -> Vec<Entry<Parked>> {
-        let mut released = Vec::new();
+    fn release(&mut self, memory: &mut u64, now: Duration, room: &impl Room, out: &mut Vec<Out>) {
         if self.queue.is_empty() {
-            return released;
+            return;
         }
         let which = if self.challenges() { Which::Verified } else { Which::All };
         let load = |place: &Place, active: u32| (u64::from(active) << 16) / u64::from(place.weight.max(1));
-        let mut free: BinaryHeap<_> = self
-            .plan
-            .servers
-            .iter()
-            .enumerate()
-            .filter_map(|(position, place)| {
-                let active = room.active(place.backend);
-                (active < place.mark).then(|| Reverse((place.tier, load(place, active), position)))
-            })
-            .collect();
-        while let Some(Reverse((_, _, position))) = free.pop() {
-            let place = self.plan.servers[position];
-            // Somebody else may have been faster.
-            if !room.take(place.backend, place.mark) {
-                continue;
-            }
-            let Some(entry) = self.queue.pop(now, which) else {
-                room.give_back(place.backend);
-                break;
+        let of_place = |(position, place): (usize, &Place)| {
+            let active = room.active(place.backend);
+            (active < place.mark).then(|| Reverse((place.tier, load(place, active), position)))
+        };
+        let mut free: BinaryHeap<_> = self.plan.servers.iter().enumerate().filter_map(of_place).collect();
+        while let Some(Reverse((tier, _, position))) = free.pop() {
+            let Some(next) = self.queue.peek(now, which) else {
+                return;
             };
-            let backend = self.with_preferred(&entry.value, place.backend, room);
-            let class = self.count(entry.class);
-            class.ends[End::Released as usize] += 1;
-            class.waits.record(now.saturating_sub(entry.arrived), now);
-            out.push(self.out(&entry.value, backend, 0));
-            released.push(entry);
+            let preferred = next.value.preferred;
+            let place = self.plan.servers[position];
+            let other = self.plan.servers.iter().find(|other| other.backend == preferred && preferred != place.backend);
+            // The server that its client had before, if it has room; else the one at hand, which somebody else may have filled.
+            let taken = if other.is_some_and(|other| room.take(other.backend, other.mark)) {
+                preferred
+            } else if room.take(place.backend, place.mark) {
+                place.backend
+            } else {
+                continue;
+            };
+            let Some(mut entry) = self.queue.pop(now, which) else {
+                room.give_back(taken);
+                return;
+            };
+            self.leave(memory, &entry, End::Released, now);
+            let ticket = Ticket::new(self.plan.service, taken, entry.value.ifindex, 0);
+            let frame = std::mem::take(&mut entry.value.frame);
+            out.push(Out { ticket, frame, released: Some(Box::new(entry)) });
             let active = room.active(place.backend);
             if active < place.mark {
-                free.push(Reverse((place.tier, load(&place, active), position)));
+                free.push(Reverse((tier, load(&place, active), position)));
             }
-        }
-        released
-    }
-
-    /// The server that a client had before, if it has room; else the one at hand.
-    fn with_preferred(&self, parked: &Parked, at_hand: u16, room: &impl Room) -> u16 {
-        if parked.preferred == NO_BACKEND || parked.preferred == at_hand {
-            return at_hand;
-        }
-        match self.plan.servers.iter().find(|place| place.backend == parked.preferred) {
-            Some(place) if room.take(place.backend, place.mark) => {
-                room.give_back(at_hand);
-                place.backend
-            }
-            _ => at_hand,
         }
     }
 
@@ -445,7 +456,7 @@ impl Service {
         let named = std::iter::once((None, self.plan.settings.ring));
         let named = named.chain(self.plan.settings.classes.iter().map(|class| (Some(class.name.clone()), class.ring)));
         let classes = named.zip(&self.classes).enumerate().map(|(number, ((name, ring), class))| {
-            let oldest = self.queue.oldest(number as u16);
+            let oldest = self.queue.oldest_of_class(number as u16);
             ClassReport {
                 name,
                 priority: ring + 1,
