@@ -404,7 +404,7 @@ impl Service {
                 .queue
                 .iter()
                 .filter(|entry| !entry.verified && !entry.value.is_datagram)
-                .map(|entry| self.out(&entry.value, NO_BACKEND, Ticket::CHALLENGE))
+                .map(|entry| self.out(entry.value, NO_BACKEND, Ticket::CHALLENGE))
                 .collect();
             out.extend(asked);
         }
