@@ -9,7 +9,7 @@ mod slot;
 mod many;
 mod flood;
 mod kill;
-mod forge;
+pub mod forge;
 
 use std::process::ExitCode;
 use std::time::Duration;
