@@ -86,14 +86,30 @@ impl Ticket {
     }
 }
 
-/// Class of a client's address. The key of a longest prefix match has the service before the address, all of whose bits count.
+/// Class of a client's address: the key of a longest prefix match.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ClassKey {
     /// Bits of service and address that count: 32 and those of the prefix.
-    pub prefix_len: u32,
-    pub service: u32,
-    pub addr: AnyAddr,
+    prefix_len: u32,
+    /// With the family, so that prefixes of both can be in one map. All of its bits count, whatever their order.
+    service: u32,
+    addr: AnyAddr,
+}
+
+impl ClassKey {
+    /// `length`: bits of the address that count.
+    #[inline(always)]
+    pub const fn new(service: u16, ipv6: bool, addr: AnyAddr, length: u8) -> Self {
+        Self { prefix_len: 32 + length as u32, service: service as u32 | (ipv6 as u32) << 16, addr }
+    }
+
+    /// Bits that count, and what they count of.
+    #[inline(always)]
+    pub const fn parts(&self) -> (u32, [u32; 5]) {
+        let [a, b, c, d] = self.addr.0;
+        (self.prefix_len, [self.service, a, b, c, d])
+    }
 }
 
 /// The acknowledgement number of a challenge: a client that did not send it a SYN cannot know it, and one that did answers with

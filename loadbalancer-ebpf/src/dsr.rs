@@ -43,7 +43,7 @@ pub fn to_server<F: Family>(
             probe::elsewhere::<F>(ctx);
             return Verdict::drop(service_id, Outcome::Internal);
         }
-        if packet.tcp_flags & tcp_flag::RST != 0 && queue::queue_waits(service_id as u32) != 0 {
+        if packet.tcp_flags & tcp_flag::RST != 0 && queue::queue_hears_resets(service_id as u32) != 0 {
             maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
         }
         let client = if service.has(Service::CLIENT_AFFINITY) {
@@ -125,7 +125,17 @@ pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u3
     let (backend, now) = ((backend_now >> 16) as u16, backend_now as u16);
     note(settings, hash, kind & 1 != 0, backend, if kind & 2 != 0 { state::UDP } else { state::TCP_SYN }, now);
     if client != 0 {
-        note_client(affinity::find(settings, client), client, backend, now);
+        affinity_released_client(client, backend_now);
+    }
+    0
+}
+
+/// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_released_flow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn affinity_released_client(client: u64, backend_now: u32) -> u32 {
+    if let Some(settings) = maps::settings() {
+        note_client(affinity::find(settings, client), client, (backend_now >> 16) as u16, backend_now as u16);
     }
     0
 }

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
+use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::conntrack::{SAMPLED, TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
@@ -123,11 +124,11 @@ pub fn released<F: Family>(
             return forward_known::<F>(ctx, packet, service_id, found);
         }
     }
-    if F::V6 {
-        nat_begin6(service_id as u32)
-    } else {
-        nat_begin4(service_id as u32)
-    };
+    let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
+    if service.has(Service::CLIENT_AFFINITY) {
+        let now = maps::now() as u16 & TIME_MASK;
+        dsr::affinity_released_client(hash, (backend as u32) << 16 | now as u32);
+    }
     if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
         return Verdict::drop(service_id, outcome);
     }

@@ -38,7 +38,8 @@ pub fn takes<A>(packet: &Packet<A>, service_id: u16, service: &Service, outcome:
         && (packet.is_syn() || (!packet.is_tcp() && service.has(Service::QUEUE_DATAGRAMS)))
         && packet.part == Part::Whole;
     let may_wait_already = outcome == Outcome::UnknownFlow && packet.tcp_flags & tcp_flag::RST != 0;
-    (may_wait && queue_is_open(service_id as u32) != 0) || (may_wait_already && queue_waits(service_id as u32) != 0)
+    (may_wait && queue_is_open(service_id as u32) != 0)
+        || (may_wait_already && queue_hears_resets(service_id as u32) != 0)
 }
 
 /// Whether flows that no server takes are handed over. Exported so that the verifier checks it once by itself.
@@ -65,6 +66,26 @@ pub extern "C" fn queue_waits(service: u32) -> u32 {
     (until != 0 && maps::coarse_ns() < until) as u32
 }
 
+/// Whether resets of unknown flows are for the queue: some flow waits, or clients are challenged, of which the first has
+/// nobody waiting before it. Exported for the same reason as [`queue_is_open`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn queue_hears_resets(service: u32) -> u32 {
+    let Some(state) = maps::service_state(service as u16) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let (open, waiting, challenge) = unsafe {
+        (
+            (&raw const (*state).queue_until).read_volatile(),
+            (&raw const (*state).waiting_until).read_volatile(),
+            (&raw const (*state).challenge).read_volatile(),
+        )
+    };
+    let until = if challenge != 0 && open > waiting { open } else { waiting };
+    (until != 0 && maps::coarse_ns() < until) as u32
+}
+
 /// A record and the frame that is to wait.
 #[repr(C)]
 struct Record<const N: usize> {
@@ -82,13 +103,15 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     let (Some(service), Some(service_state)) = (maps::service(service_id), maps::service_state(service_id)) else {
         return Verdict::drop(service_id, Outcome::Internal);
     };
+    let came_by = queue_came_by();
     let src = any::<F>(packet.src);
     let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
     let mut held = Held {
         hash,
         time: maps::precise_ns(),
         src,
-        ifindex: came_by(ctx),
+        // The first time, also if the controller had it meanwhile.
+        ifindex: if came_by != 0 { came_by } else { ctx.ingress_ifindex() as u32 },
         service: service_id,
         class: 0,
         preferred: NO_BACKEND,
@@ -101,24 +124,22 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         verified: 0,
         pad: [0; 5],
     };
+    if let Some(ticket) = maps::ticket() {
+        forget(ticket);
+    }
     let now = maps::now();
     if packet.tcp_flags & tcp_flag::RST != 0 && packet.is_tcp() {
         return reset::<F>(ctx, packet, &mut held, now);
-    }
-    if let Some(ticket) = maps::ticket() {
-        forget(ticket);
     }
     let verified = maps::verified(&src.0).is_some_and(|then| now.wrapping_sub(then) <= VERIFIED_TICKS);
     held.verified = verified as u8;
     // SAFETY: the pointer is to a map value; a plain load of an aligned word.
     let challenges = unsafe { (&raw const (*service_state).challenge).read_volatile() } != 0;
-    if challenges && !verified && packet.is_tcp() {
+    // One that comes back has waited already; and its answer would go to where it comes back from.
+    if challenges && !verified && came_by == 0 && packet.is_tcp() {
         return challenge::<F>(ctx, packet, service_id, hash);
     }
-    let family = if F::V6 { 1 << 16 } else { 0 };
-    let bits = if F::V6 { 128 } else { 32 };
-    held.class =
-        maps::class(&ClassKey { prefix_len: 32 + bits, service: service_id as u32 | family, addr: src }) as u16;
+    held.class = maps::class(&ClassKey::new(service_id, F::V6, src, if F::V6 { 128 } else { 32 })) as u16;
     if service.has(Service::CLIENT_AFFINITY) {
         held.preferred = client_server::<F>(settings, packet, service_id, now as u16 & TIME_MASK);
     }
@@ -133,13 +154,6 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         record::<LARGE_FRAME>(ctx, &held, length)
     };
     Verdict::drop(service_id, if done { Outcome::Queued } else { Outcome::QueueBusy })
-}
-
-/// Interface that a frame came by, also if the controller had it meanwhile.
-#[inline(always)]
-fn came_by(ctx: &XdpContext) -> u32 {
-    let before = queue_came_by();
-    if before != 0 { before } else { ctx.ingress_ifindex() as u32 }
 }
 
 /// Interface that the frame at hand came by before the controller had it; zero: the controller did not give it back.
@@ -175,6 +189,9 @@ fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, held: &mut Held,
     held.kind = if answers { kind::VERIFIED } else { kind::RESET };
     if answers {
         maps::set_verified(&held.src.0, now);
+    } else if queue_waits(held.service as u32) == 0 {
+        // Nobody has given up.
+        return Verdict::drop(held.service, Outcome::UnknownFlow);
     }
     let Some(mut entry) = maps::queue_record::<Held>() else {
         return Verdict::drop(held.service, Outcome::QueueBusy);
@@ -258,7 +275,21 @@ pub fn release<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
     let found = unsafe { *ticket };
     let verdict = with_ticket::<F>(ctx, settings, packet, &found);
     forget(ticket);
-    verdict
+    // An answer goes to its client, not to us.
+    if verdict.action() == xdp_action::XDP_TX { verdict.with_action(redirect(found.ifindex)) } else { verdict }
+}
+
+/// What becomes of a frame that was given back, if it is no packet.
+#[inline(always)]
+pub fn not_released() -> Verdict {
+    let Some(ticket) = maps::ticket() else {
+        return Verdict::pass(Outcome::Malformed);
+    };
+    // SAFETY: this CPU's own memory, which `take_ticket` has filled.
+    let found = unsafe { *ticket };
+    give_back(&found);
+    forget(ticket);
+    Verdict::drop(found.service, Outcome::Internal)
 }
 
 #[inline(always)]
@@ -272,12 +303,7 @@ fn with_ticket<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
         return Verdict::drop(service_id, Outcome::NoServer);
     };
     if ticket.backend == NO_BACKEND {
-        let verdict = without_server::<F>(ctx, settings, packet, service, ticket);
-        return if verdict.action() == xdp_action::XDP_TX {
-            verdict.with_action(redirect(ticket.ifindex))
-        } else {
-            verdict
-        };
+        return without_server::<F>(ctx, settings, packet, service, ticket);
     }
     if !maps::backend(ticket.backend).is_some_and(accepts) {
         give_back(ticket);

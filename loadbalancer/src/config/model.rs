@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::quality::Quality;
@@ -138,7 +139,7 @@ pub struct Service {
     /// When lower tiers help the first; none: they get only what it refuses.
     pub tiers: Option<tiers::Settings>,
     /// How new connections wait while no server may take them; none: they are refused.
-    pub queue: Option<ServiceQueue>,
+    pub queue: Option<Arc<ServiceQueue>>,
     pub servers: Vec<Server>,
 }
 

@@ -91,9 +91,11 @@ impl QueueThread {
     /// Tells which services queue, and by what they go. `lease`: how long the packet path goes on without a sign of life.
     pub fn follow(&mut self, plans: Vec<Plan>, memory: u64, lease: Duration) {
         let now = (plans, memory, lease);
-        if self.told.as_ref() != Some(&now) {
-            let (plans, memory, lease) = now.clone();
-            self.told = Some(now);
+        let is_news = self.told.as_ref() != Some(&now);
+        let (plans, memory, lease) = now.clone();
+        // Also if it is the same, so that what is compared by address next time is the newest.
+        self.told = Some(now);
+        if is_news {
             self.send(Command::Follow { plans, memory, lease });
         }
     }

@@ -5,6 +5,7 @@ pub mod kernel;
 pub mod desired;
 pub mod reconcile;
 pub mod census;
+pub mod classes;
 pub mod stats;
 pub mod signals;
 pub mod flows;

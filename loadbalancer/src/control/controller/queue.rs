@@ -12,6 +12,7 @@ use super::super::desire;
 use super::super::queue::QueueThread;
 use super::{Controller, now_ms};
 use crate::config::{Refuse, Service};
+use crate::dataplane::classes::Classes;
 use crate::queue::engine::{Place, Plan};
 use crate::queue::report::Report;
 
@@ -21,8 +22,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub(super) struct QueueState {
     thread: Option<QueueThread>,
+    classes: Classes,
     socket: Option<Socket>,
-    /// Why there is no thread, although there should be.
+    /// What is not as it should be.
     error: Option<String>,
 }
 
@@ -33,19 +35,32 @@ impl QueueState {
         self.pass_socket();
     }
 
+    /// Notes what is wrong, and logs it once.
+    fn note(&mut self, error: Option<String>) {
+        if let Some(error) = &error
+            && self.error.as_ref() != Some(error)
+        {
+            tracing::error!("{error}");
+        }
+        self.error = error;
+    }
+
     fn pass_socket(&mut self) {
         let Some(thread) = &mut self.thread else { return };
         let copy = self.socket.as_ref().map(Socket::try_clone).transpose();
         match copy {
             Ok(socket) => thread.set_socket(socket),
-            Err(error) => self.error = Some(format!("cannot send what has waited: {error}")),
+            Err(error) => self.note(Some(format!("cannot send what has waited: {error}"))),
         }
     }
 
     pub(super) fn report(&self, reply: oneshot::Sender<Report>) {
         match &self.thread {
             // Whoever asked may have gone.
-            Some(thread) => thread.report(|report| drop(reply.send(report))),
+            Some(thread) => {
+                let error = self.error.clone();
+                thread.report(|report| drop(reply.send(Report { error, ..report })));
+            }
             None => drop(reply.send(Report { taken_ms: now_ms(), error: self.error.clone(), ..Report::default() })),
         }
     }
@@ -77,20 +92,16 @@ impl Controller {
             match self.start_queue() {
                 Ok(thread) => {
                     self.queue.thread = Some(thread);
-                    self.queue.error = None;
                     self.queue.pass_socket();
                 }
-                Err(error) => {
-                    if self.queue.error.as_ref() != Some(&error) {
-                        tracing::error!(%error, "nothing can wait");
-                    }
-                    self.queue.error = Some(error);
-                    return;
-                }
+                Err(error) => return self.queue.note(Some(format!("nothing can wait: {error}"))),
             }
         }
         let plans = self.plans();
         let limits = self.config.queue;
+        let settings: Vec<_> = plans.iter().map(|plan| (plan.service, Arc::clone(&plan.settings))).collect();
+        let written = self.queue.classes.follow(&self.reconciler.kernel().maps, &settings);
+        self.queue.note(written.err().map(|error| format!("not all clients have their class: {error}")));
         if let Some(thread) = &mut self.queue.thread {
             thread.follow(plans, limits.memory, limits.controller_timeout);
         }
@@ -107,7 +118,6 @@ impl Controller {
         let mut plans = Vec::new();
         for (service, ids) in self.config.services.iter().zip(&self.ids) {
             let Some(settings) = &service.queue else { continue };
-            let settings = Arc::new(settings.clone());
             for identity in desire::identities(service) {
                 let Some(number) = self.reconciler.numbers.services.get(&identity) else { continue };
                 let of_part = service.servers.iter().zip(ids).filter(|(_, id)| id.service == identity);
@@ -119,7 +129,7 @@ impl Controller {
                 plans.push(Plan {
                     service: *number,
                     name: service.name.clone(),
-                    settings: Arc::clone(&settings),
+                    settings: Arc::clone(settings),
                     servers: of_part.filter_map(place).collect(),
                     responder: NO_BACKEND,
                     tells: tells(service),
