@@ -28,6 +28,7 @@ use super::watching::{Load, Watching};
 use crate::config::{Config, PassiveShare, Service};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
+use crate::dataplane::half_open::HalfOpen;
 use crate::dataplane::kernel::AttachMode;
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::{signals, stats};
@@ -111,6 +112,7 @@ pub struct Controller {
     watching: Watching,
     prober: ProberState,
     queue: QueueState,
+    half_open: HalfOpen,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -156,6 +158,7 @@ impl Controller {
             signals: signals::Tracker::default(),
             watching: Watching::default(),
             queue: QueueState::default(),
+            half_open: HalfOpen::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -746,6 +749,7 @@ impl Controller {
     pub fn on_tick(&mut self) -> Result<(), ReconcileError> {
         let now = Instant::now();
         self.count(now)?;
+        self.sweep_half_open()?;
         self.mark_hot()?;
         if now >= self.compare_due {
             self.compare_due = now + COMPARE;

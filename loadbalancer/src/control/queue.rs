@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::queue::{Held, Ticket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -125,6 +126,11 @@ impl Drop for QueueThread {
             tracing::error!("the queue's thread has ended with a panic");
         }
     }
+}
+
+/// Whether clients of a service have to show that they are at their address.
+pub fn challenges(maps: &Maps, service: u16) -> bool {
+    maps.service_state.value(usize::from(service))[CHALLENGE].load(Ordering::SeqCst) != 0
 }
 
 struct Worker {
@@ -241,6 +247,21 @@ impl Worker {
         true
     }
 
+    /// Tells the engine how many were challenged, from which it concludes whether a flood goes on.
+    fn count_challenges(&mut self, now: Duration) {
+        let challenged: Vec<u16> =
+            self.leased.iter().filter(|(_, (_, asks))| *asks).map(|(service, _)| *service).collect();
+        for service in challenged {
+            match self.maps.outcomes.get_per_cpu(&u32::from(service)) {
+                Ok(counters) => {
+                    let sum = counters.iter().map(|it| it.0[Outcome::Challenged as usize]).sum();
+                    self.engine.challenged(service, sum, now);
+                }
+                Err(error) => tracing::debug!(%error, "it is not known how many were challenged"),
+            }
+        }
+    }
+
     /// Gives frames back to the packet path.
     fn send(&mut self, out: &mut Vec<Out>) {
         let Some(socket) = &self.socket else {
@@ -274,7 +295,8 @@ impl Worker {
             if due || before != Some((waits, challenges)) {
                 let state = self.maps.service_state.value(usize::from(service));
                 state[QUEUE_UNTIL].store(until, Ordering::SeqCst);
-                state[WAITING_UNTIL].store(if waits { until } else { 0 }, Ordering::SeqCst);
+                // Who has to show where it is must not get a server unseen, even if there is room.
+                state[WAITING_UNTIL].store(if waits || challenges { until } else { 0 }, Ordering::SeqCst);
                 state[CHALLENGE].store(u64::from(challenges), Ordering::SeqCst);
             }
         }
@@ -285,6 +307,7 @@ impl Worker {
         }
         if due {
             self.renewed = now;
+            self.count_challenges(now);
         }
         begins
     }

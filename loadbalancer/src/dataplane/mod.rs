@@ -9,5 +9,6 @@ pub mod classes;
 pub mod stats;
 pub mod signals;
 pub mod flows;
+pub mod half_open;
 pub mod decap;
 mod occupant;

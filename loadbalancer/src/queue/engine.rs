@@ -21,7 +21,8 @@ const REMEMBERED: usize = 1 << 16;
 /// Clients must show that they are at their address once this part of the entries is of some that have not (`verify = "auto"`):
 /// as SYN cookies, which begin when a backlog is full.
 const UNVERIFIED_PART: usize = 4;
-/// How long they have to, at least. A flood that goes on begins it anew.
+/// How long they have to once a flood is over: as long as more challenges than a tenth of that part stay without an answer each
+/// time that they are counted, it is not.
 const CHALLENGE_FOR: Duration = Duration::from_secs(60);
 
 /// A service whose flows may wait, as it is in the kernel.
@@ -106,6 +107,9 @@ struct Service {
     classes: Vec<Class>,
     repeated: u64,
     challenge_until: Option<Duration>,
+    /// Challenges until they were counted last, and answers to them since.
+    challenged: Option<u64>,
+    answered: u64,
 }
 
 /// The queues of all services.
@@ -172,7 +176,10 @@ impl Engine {
             return;
         };
         match held.kind {
-            kind::VERIFIED => drop(service.queue.verify(held.hash)),
+            kind::VERIFIED => {
+                service.answered += 1;
+                service.queue.verify(held.hash);
+            }
             kind::RESET => {
                 if let Some(entry) = service.queue.remove(held.hash) {
                     service.leave(&mut self.memory, &entry, End::GaveUp, now);
@@ -304,6 +311,16 @@ impl Engine {
         }
     }
 
+    /// Notes how many clients of a service were challenged until now.
+    pub fn challenged(&mut self, service: u16, count: u64, now: Duration) {
+        let Some(service) = self.services.get_mut(&service) else { return };
+        let answered = std::mem::take(&mut service.answered);
+        let new = service.challenged.replace(count).map_or(0, |before| count.saturating_sub(before));
+        if service.challenge_until.is_some() && new.saturating_sub(answered) * 10 >= service.many_unverified() as u64 {
+            service.challenge_until = Some(now + CHALLENGE_FOR);
+        }
+    }
+
     /// Services, whether something waits, and whether clients have to show where they are.
     pub fn states(&self) -> impl Iterator<Item = (u16, bool, bool)> + '_ {
         let state = |service: &Service| (service.plan.service, !service.queue.is_empty(), service.challenges());
@@ -360,7 +377,16 @@ impl Service {
     fn new(plan: Plan) -> Self {
         let classes = (0..=plan.settings.classes.len()).map(|_| Class::default()).collect();
         let queue = Queue::new(&plan.settings.order);
-        Self { plan, queue, datagram_bytes: 0, classes, repeated: 0, challenge_until: None }
+        Self {
+            plan,
+            queue,
+            datagram_bytes: 0,
+            classes,
+            repeated: 0,
+            challenge_until: None,
+            challenged: None,
+            answered: 0,
+        }
     }
 
     fn count(&mut self, class: u16) -> &mut Class {
@@ -398,6 +424,10 @@ impl Service {
         self.plan.settings.verify == Verify::Always || self.challenge_until.is_some()
     }
 
+    fn many_unverified(&self) -> usize {
+        (self.plan.settings.order.max_entries / UNVERIFIED_PART).max(1)
+    }
+
     /// Begins and ends asking clients to show that they are at their address.
     fn look_for_flood(&mut self, now: Duration, out: &mut Vec<Out>) {
         if self.plan.settings.verify != Verify::Auto {
@@ -407,8 +437,7 @@ impl Service {
         if self.challenge_until.is_some_and(|until| now >= until) {
             self.challenge_until = None;
         }
-        let many = (self.plan.settings.order.max_entries / UNVERIFIED_PART).max(1);
-        if self.challenge_until.is_none() && self.queue.unverified() >= many {
+        if self.challenge_until.is_none() && self.queue.unverified() >= self.many_unverified() {
             self.challenge_until = Some(now + CHALLENGE_FOR);
             // Those that wait already are asked at once; others as they come, by the packet path.
             let asked: Vec<Out> = self

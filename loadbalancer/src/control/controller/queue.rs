@@ -1,18 +1,21 @@
 //! What waits: which services queue, and which of their servers may get what has waited.
 
+use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use loadbalancer_common::admission::accepts;
 use loadbalancer_common::backend::NO_BACKEND;
+use loadbalancer_common::service::mode;
 use socket2::Socket;
 use tokio::sync::oneshot;
 
 use super::super::desire;
-use super::super::queue::QueueThread;
+use super::super::queue::{self, QueueThread};
 use super::{Controller, now_ms};
 use crate::config::{Refuse, Service};
 use crate::dataplane::classes::Classes;
+use crate::dataplane::reconcile::ReconcileError;
 use crate::queue::engine::{Place, Plan};
 use crate::queue::report::Report;
 
@@ -112,6 +115,25 @@ impl Controller {
         let buffer = kernel.queue_buffer().map_err(|error| error.to_string())?;
         let maps = kernel.maps_again().map_err(|error| error.to_string())?;
         QueueThread::start(buffer, maps).map_err(|error| format!("the queue's thread cannot start: {error}"))
+    }
+
+    /// Once a second: ends flows that do not answer, where clients have to show that they are at their address.
+    pub(super) fn sweep_half_open(&mut self) -> Result<(), ReconcileError> {
+        let maps = &self.reconciler.kernel().maps;
+        let queues = self.config.services.iter().filter(|service| service.queue.is_some());
+        let numbers = queues.flat_map(desire::identities);
+        let numbers = numbers.filter_map(|identity| self.reconciler.numbers.services.get(&identity).copied());
+        let challenged: Vec<u16> = numbers.filter(|number| queue::challenges(maps, *number)).collect();
+        let backends: HashSet<u16> =
+            challenged.iter().flat_map(|number| self.reconciler.backends_of(*number)).map(|(id, _)| id).collect();
+        let is_nat = |number: &u16| self.reconciler.service(*number).is_some_and(|service| service.mode == mode::NAT);
+        let has_nat = challenged.iter().any(is_nat);
+        let ended = self.half_open.sweep(maps, &backends, has_nat)?;
+        if ended > 0 {
+            tracing::debug!(flows = ended, "flows that did not answer are ended, as there is a flood");
+            challenged.into_iter().for_each(|number| self.reconciler.room(number));
+        }
+        Ok(())
     }
 
     fn plans(&self) -> Vec<Plan> {
