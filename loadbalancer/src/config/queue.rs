@@ -11,6 +11,7 @@ use super::parse::set;
 use super::quality::in_order;
 use super::validate::{ServicePlaces, title};
 use super::walk::{At, Section, Span};
+pub use crate::quality::marks::Settings as AdaptiveMarks;
 use crate::queue::order;
 
 const LEAST_DEADLINE: Duration = Duration::from_millis(10);
@@ -123,20 +124,13 @@ pub enum Marks {
     Adaptive(AdaptiveMarks),
 }
 
-/// Marks that follow from measured latency.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdaptiveMarks {
-    pub min: u32,
-    pub max: u32,
-    /// Latency, as a multiple of the usual one, that is not yet taken to be overload.
-    pub tolerance: f64,
-    /// Share of a new mark in the one that is used.
-    pub smoothing: f64,
-}
-
-impl Default for AdaptiveMarks {
-    fn default() -> Self {
-        Self { min: 4, max: 1_000, tolerance: 1.5, smoothing: 0.2 }
+impl Marks {
+    /// None: they do not follow latency.
+    pub const fn adaptive(&self) -> Option<AdaptiveMarks> {
+        match self {
+            Self::Static => None,
+            Self::Adaptive(settings) => Some(*settings),
+        }
     }
 }
 
@@ -289,6 +283,7 @@ fn marks(section: &Section<'_, '_>, queue: &mut ServiceQueue, place: &mut QueueP
         set(&mut settings.max, section.number("max", 1..=MOST_MARK));
         set(&mut settings.tolerance, section.decimal("tolerance", 1.0..=10.0));
         set(&mut settings.smoothing, section.decimal("smoothing", 0.01..=1.0));
+        set(&mut settings.baseline_age, section.duration("baseline_age", Duration::from_secs(10)..=HOUR, ""));
         in_order(&section, ("min", settings.min), ("max", settings.max));
         section.finish();
     }
@@ -425,7 +420,13 @@ marks = \"static\"
         assert_eq!(queue(""), ServiceQueue::default());
         let plain = config(&format!("[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n{SERVER}"));
         assert_eq!((plain.queue, &plain.services[0].queue), (QueueLimits::default(), &None));
-        let settings = AdaptiveMarks { min: 4, max: 1_000, tolerance: 1.5, smoothing: 0.2 };
+        let settings = AdaptiveMarks {
+            min: 4,
+            max: 1_000,
+            tolerance: 1.5,
+            smoothing: 0.2,
+            baseline_age: Duration::from_secs(300),
+        };
         assert_eq!(queue("marks = \"adaptive\"").marks, Marks::Adaptive(settings));
         assert_eq!(queue("udp = true").udp_memory, 1_048_576);
     }
@@ -447,7 +448,7 @@ verify = \"never\"
 udp = true
 udp_memory = \"64KiB\"
 marks = \"adaptive\"
-adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01 }";
+adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01, baseline_age = \"10s\" }";
         let order = order::Settings {
             weights: [1_000, 5, 4, 3, 2],
             target: Duration::from_millis(1),
@@ -463,7 +464,13 @@ adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01 }";
             source_prefix: (32, 128),
             verify: Verify::Never,
             udp_memory: 65_536,
-            marks: Marks::Adaptive(AdaptiveMarks { min: 1, max: 1, tolerance: 1.0, smoothing: 0.01 }),
+            marks: Marks::Adaptive(AdaptiveMarks {
+                min: 1,
+                max: 1,
+                tolerance: 1.0,
+                smoothing: 0.01,
+                baseline_age: Duration::from_secs(10),
+            }),
             responder: None,
             classes: Classes::default(),
         };

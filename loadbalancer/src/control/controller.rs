@@ -187,11 +187,8 @@ impl Controller {
     fn follow_config(&mut self) {
         let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
         self.ids = self.config.services.iter().map(of_service).collect();
-        let constants = self
-            .config
-            .services
-            .iter()
-            .flat_map(|service| desire::identities(service).map(|identity| (identity, quality_constants(service))));
+        let of_service = |service| desire::identities(service).map(|it| (it, quality::Constants::of(service)));
+        let constants = self.config.services.iter().flat_map(of_service);
         self.constants = constants.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
@@ -789,15 +786,4 @@ impl Controller {
             self.config.services.iter().flat_map(|service| &service.listen).map(|listen| listen.addr).collect();
         vips.into_iter()
     }
-}
-
-/// A service's constants; where it is asked seldom, it is not stale as soon.
-fn quality_constants(service: &Service) -> quality::Constants {
-    let mut settings = service.quality.clone();
-    let intervals = service.check.iter().map(|check| check.interval + check.timeout);
-    let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
-    if let Some(shortest) = intervals.chain(monitors).min() {
-        settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
-    }
-    quality::Constants { quality: settings, tiers: service.tiers.clone() }
 }
