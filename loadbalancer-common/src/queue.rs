@@ -40,6 +40,8 @@ pub struct Held {
     pub src: AnyAddr,
     /// Interface that it came by.
     pub ifindex: u32,
+    /// Sequence number of a TCP segment, by which one that is sent again is told from a new connection's; zero for datagrams.
+    pub sequence: u32,
     pub service: u16,
     /// Class that its client's address gives, plus one; zero: none.
     pub class: u16,
@@ -56,7 +58,7 @@ pub struct Held {
     pub ipv6: u8,
     /// Whether its client has shown that it is where its packets say.
     pub verified: u8,
-    pub pad: [u8; 5],
+    pub pad: u8,
 }
 
 /// In front of a frame that is given back, where an Ethernet header would be.

@@ -106,12 +106,18 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     let came_by = queue_came_by();
     let src = any::<F>(packet.src);
     let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+    let sequence = if packet.is_tcp() {
+        frame::load::<[u32; 2]>(ctx, packet.l4 as usize).map_or(0, |[_, sequence]| u32::from_be(sequence))
+    } else {
+        0
+    };
     let mut held = Held {
         hash,
         time: maps::precise_ns(),
         src,
         // The first time, also if the controller had it meanwhile.
         ifindex: if came_by != 0 { came_by } else { ctx.ingress_ifindex() as u32 },
+        sequence,
         service: service_id,
         class: 0,
         preferred: NO_BACKEND,
@@ -122,14 +128,14 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         tos: packet.tos,
         ipv6: F::V6 as u8,
         verified: 0,
-        pad: [0; 5],
+        pad: 0,
     };
     if let Some(ticket) = maps::ticket() {
         forget(ticket);
     }
     let now = maps::now();
     if packet.tcp_flags & tcp_flag::RST != 0 && packet.is_tcp() {
-        return reset::<F>(ctx, packet, &mut held, now);
+        return reset(&mut held, now);
     }
     let verified = maps::verified(&src.0).is_some_and(|then| now.wrapping_sub(then) <= VERIFIED_TICKS);
     held.verified = verified as u8;
@@ -180,12 +186,8 @@ fn client_server<F: Family>(settings: &Settings, packet: &Packet<F::Addr>, servi
 
 /// A reset: the answer to a challenge, or the client has given up.
 #[inline(always)]
-fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, held: &mut Held, now: u32) -> Verdict {
-    let Some([_, sequence]) = frame::load::<[u32; 2]>(ctx, packet.l4 as usize) else {
-        return Verdict::drop(held.service, Outcome::Internal);
-    };
-    let sequence = u32::from_be(sequence);
-    let answers = sequence == cookie(held.hash, now) || sequence == cookie(held.hash, now.wrapping_sub(1));
+fn reset(held: &mut Held, now: u32) -> Verdict {
+    let answers = held.sequence == cookie(held.hash, now) || held.sequence == cookie(held.hash, now.wrapping_sub(1));
     held.kind = if answers { kind::VERIFIED } else { kind::RESET };
     if answers {
         maps::set_verified(&held.src.0, now);

@@ -30,6 +30,8 @@ const CHALLENGE: usize = 4;
 
 /// Records that are read before what they led to is sent.
 const RECORDS: usize = 1024;
+/// Before all ordinary threads.
+const NICE: libc::c_int = -20;
 /// Frames of one system call.
 const FRAMES: usize = 64;
 /// While something waits, room is looked for so often even if nothing tells of it: a mark may have been raised.
@@ -148,6 +150,11 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        // A free place is to be used at once, whatever else the machine does; there is little to do for each.
+        // SAFETY: a system call without pointers, on this thread.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
+            tracing::debug!("the queue's thread has no priority: {}", io::Error::last_os_error());
+        }
         let mut out = Vec::new();
         loop {
             self.wait();

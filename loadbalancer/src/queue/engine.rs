@@ -83,6 +83,8 @@ struct Parked {
     ifindex: u32,
     preferred: u16,
     is_datagram: bool,
+    /// Of the first packet, see [`Held`].
+    sequence: u32,
 }
 
 /// When a flow that was released came first, and until when it may wait.
@@ -90,6 +92,7 @@ struct Parked {
 struct Before {
     arrived: Duration,
     deadline: Duration,
+    sequence: u32,
 }
 
 #[derive(Debug, Default)]
@@ -181,7 +184,10 @@ impl Engine {
                 service.queue.verify(held.hash);
             }
             kind::RESET => {
-                if let Some(entry) = service.queue.remove(held.hash) {
+                // It must know the number of its first packet, as whoever ends a connection.
+                let known = service.queue.get(held.hash).map(|entry| entry.value.sequence);
+                let is_its_own = known.is_some_and(|known| held.sequence.wrapping_sub(known) <= 1);
+                if let Some(entry) = is_its_own.then(|| service.queue.remove(held.hash)).flatten() {
                     service.leave(&mut self.memory, &entry, End::GaveUp, now);
                 }
             }
@@ -198,14 +204,26 @@ impl Engine {
         let by_prefix = held.class.checked_sub(1);
         let (class, ring, patience) = settings.class_of(by_prefix, held.tos >> 2, held.dport.get());
         let came = Duration::from_nanos(held.time).min(now);
-        let before = self.released.get(&held.hash).filter(|before| before.deadline > now);
+        let before = self.released.get(&held.hash).filter(|it| it.deadline > now && it.sequence == held.sequence);
         let (arrived, deadline) = before.map_or((came, came + patience), |before| (before.arrived, before.deadline));
         if deadline <= now {
             // It lay in the buffer while nobody read it; its client has sent another since, or given up.
             return;
         }
+        // Another connection of the same client and port: the one before has been given up.
+        if service.queue.get(held.hash).is_some_and(|entry| entry.value.sequence != held.sequence)
+            && let Some(entry) = service.queue.remove(held.hash)
+        {
+            service.leave(&mut self.memory, &entry, End::GaveUp, now);
+        }
         let is_datagram = held.protocol != protocol::TCP;
-        let parked = Parked { frame: frame.into(), ifindex: held.ifindex, preferred: held.preferred, is_datagram };
+        let parked = Parked {
+            frame: frame.into(),
+            ifindex: held.ifindex,
+            preferred: held.preferred,
+            is_datagram,
+            sequence: held.sequence,
+        };
         let size = ENTRY_BYTES + frame.len() as u64;
         let too_large = self.memory + size > self.memory_limit
             || (is_datagram && service.datagram_bytes + frame.len() as u64 > settings.udp_memory);
@@ -279,7 +297,8 @@ impl Engine {
             service.release(&mut self.memory, now, room, out);
         }
         for released in out.iter().filter_map(|out| out.released.as_deref()) {
-            let before = Before { arrived: released.arrived, deadline: released.deadline };
+            let sequence = released.value.sequence;
+            let before = Before { arrived: released.arrived, deadline: released.deadline, sequence };
             if self.released.insert(released.key, before).is_none() {
                 self.released_order.push_back(released.key);
             }

@@ -148,6 +148,10 @@ impl Gateway {
             hash: flow_hash(&family, frame.protocol(), frame.sport),
             src: AnyAddr::from(frame.src),
             ifindex: INGRESS,
+            sequence: match &frame.transport {
+                Transport::Tcp { sequence, .. } => *sequence,
+                _ => 0,
+            },
             service: self.service,
             length: frame.bytes().len() as u16,
             dport: Be16::new(80),

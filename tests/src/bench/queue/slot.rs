@@ -66,14 +66,17 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
 fn watch(device: &str, stop: &AtomicBool) -> Result<Vec<u64>> {
     let socket = socket(device).context("cannot watch an interface")?;
     let mut times = Vec::new();
-    let mut ended = None;
+    // Port of the flow that has the place, and when it ended.
+    let (mut current, mut ended) = (0, None);
     while !stop.load(Ordering::Relaxed) {
         let Some(packet) = receive(&socket)? else { continue };
         if packet.flags & tcp_flag::SYN != 0 && packet.flags & tcp_flag::ACK == 0 {
             if let Some(ended) = ended.take() {
                 times.push(packet.time_ns.saturating_sub(ended));
             }
-        } else if packet.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 && ended.is_none() {
+            current = packet.peer_port;
+        } else if packet.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 && packet.peer_port == current && ended.is_none()
+        {
             ended = Some(packet.time_ns);
         }
     }
@@ -83,6 +86,8 @@ fn watch(device: &str, stop: &AtomicBool) -> Result<Vec<u64>> {
 struct Packet {
     time_ns: u64,
     flags: u8,
+    /// Not the server's.
+    peer_port: u16,
 }
 
 fn socket(device: &str) -> Result<Socket> {
@@ -153,5 +158,7 @@ fn receive(socket: &Socket) -> Result<Option<Packet>> {
     }
     let is_tcp = length >= 40 && data[0] == 0x45 && data[9] == protocol::TCP;
     let time_ns = time_ns.context("the kernel gave no time stamp")?;
-    Ok(is_tcp.then(|| Packet { time_ns, flags: data[33] }))
+    let port = |at: usize| u16::from_be_bytes([data[at], data[at + 1]]);
+    let peer_port = if port(20) == 80 { port(22) } else { port(20) };
+    Ok(is_tcp.then(|| Packet { time_ns, flags: data[33], peer_port }))
 }
