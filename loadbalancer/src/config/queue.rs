@@ -405,7 +405,7 @@ marks = \"static\"
         let listen = "[\"192.0.2.1:80\", \"[2001:db8::1]:*\", \"192.0.2.1:53/udp\"]";
         let servers = format!("{SERVER}[[service.server]]\naddress = \"fd00::1\"\n");
         let text = format!("[[service]]\nname = \"web\"\nlisten = {listen}\n[service.queue]\n{lines}\n{servers}");
-        config(&text).services[0].queue.clone().expect("it queues")
+        config(&text).services[0].queue.as_deref().expect("it queues").clone()
     }
 
     fn net(text: &str) -> IpNet {
@@ -413,10 +413,21 @@ marks = \"static\"
     }
 
     #[test]
+    fn the_example_has_the_defaults() {
+        let text = include_str!("../../examples/queue.toml");
+        let config = crate::config::Config::parse("queue.toml", text).expect("the example is right");
+        assert_eq!(config.queue, QueueLimits::default());
+        let queue = config.services[0].queue.as_deref().expect("the service queues");
+        let usual = ServiceQueue::default();
+        assert_eq!((&queue.order, queue.ring, queue.deadline), (&usual.order, usual.ring, usual.deadline));
+        assert_eq!((queue.source_prefix, queue.verify, queue.marks), (usual.source_prefix, usual.verify, usual.marks));
+    }
+
+    #[test]
     fn an_empty_table_has_the_defaults() {
         let all = config(&format!("{ALL}{SERVER}"));
         assert_eq!(all.queue, QueueLimits { memory: 67_108_864, controller_timeout: Duration::from_secs(5) });
-        assert_eq!(all.services[0].queue, Some(ServiceQueue::default()));
+        assert_eq!(all.services[0].queue.as_deref(), Some(&ServiceQueue::default()));
         assert_eq!(queue(""), ServiceQueue::default());
         let plain = config(&format!("[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n{SERVER}"));
         assert_eq!((plain.queue, &plain.services[0].queue), (QueueLimits::default(), &None));
@@ -570,7 +581,7 @@ dscp = []";
                 "[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n\
                  refuse = \"{refuse}\"\n[service.queue]\n{given}\n{SERVER}"
             );
-            let queue = config(&text).services[0].queue.clone().expect("it queues");
+            let queue = config(&text).services[0].queue.as_deref().expect("it queues").clone();
             assert_eq!(queue.at_deadline, expected, "{text}");
             let usual = Responder { retry_after: Duration::from_secs(10), page: None };
             assert_eq!(queue.responder, (expected == AtDeadline::Respond).then_some(usual));
@@ -713,7 +724,7 @@ dscp = []";
             self.write("lb.toml", format!("{text}\n[service.queue]\n{lines}\n{SERVER}"));
             let here = format!("{}/", self.0.display());
             match Config::load(&self.0.join("lb.toml")) {
-                Ok(config) => Ok(config.services[0].queue.clone().expect("it queues")),
+                Ok(config) => Ok(config.services[0].queue.as_deref().expect("it queues").clone()),
                 Err(errors) => {
                     Err(errors.0.into_iter().map(|error| (error.line, error.message.replace(&here, ""))).collect())
                 }

@@ -247,7 +247,7 @@ impl Engine {
                 service.repeated += 1;
                 // Its newest time stamp, by which the client measures the way.
                 service.queue.set_value(held.hash, |parked| {
-                    if parked.frame.len() == frame.len() {
+                    if !is_datagram && parked.frame.len() == frame.len() {
                         parked.frame.copy_from_slice(frame);
                     }
                 });
