@@ -55,9 +55,9 @@ pub fn waits(round: Round) -> Result<Vec<Value>> {
 fn drive(round: Round, of_capacity: f64) -> Result<[Report; 2]> {
     let config = LabConfig { clients: CLASSES as u8, ..LabConfig::default() };
     let site = Site::up(&config, behaviour(MEAN))?;
-    let mut keys = format!(
-        "quality = {{ weights = \"configured\" }}\n[service.queue]\ndeadline = \"9s\"\nmax_entries = 50000\nmax_per_source = 50000\n"
-    );
+    let mut keys = "quality = { weights = \"configured\" }\n[service.queue]\ndeadline = \"9s\"\nmax_entries = 50000\n\
+                    max_per_source = 50000\n"
+        .to_owned();
     for (number, client) in site.lab.clients.iter().enumerate() {
         keys += &format!(
             "[[service.queue.class]]\nname = \"class{0}\"\npriority = {0}\nclients = [\"{1}/32\"]\n",
