@@ -98,7 +98,8 @@ pub fn released<F: Family>(
         maps::release(backend);
     } else {
         chosen = backend;
-        let client = if service.has(Service::CLIENT_AFFINITY) {
+        // A client is not to come back to the responder.
+        let client = if service.has(Service::CLIENT_AFFINITY) && !is_local(backend) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {
             0
@@ -106,12 +107,16 @@ pub fn released<F: Family>(
         let kind = (!packet.is_tcp() as u32) << 1 | found.is_some() as u32;
         affinity_released_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
     }
-    if service.mode == mode::DNAT
-        && let Some(hop) = queue::last_hop(ctx, packet.l3)
-    {
-        F::insert_last_hop(&packet.src, &hop);
+    if service.mode == mode::DNAT {
+        queue::remember_client::<F>(ctx, packet);
     }
     send::<F>(ctx, packet, service_id, service, chosen, hash, found.entry.state())
+}
+
+/// Whether a backend is the controller's own responder.
+#[inline(always)]
+fn is_local(backend: u16) -> bool {
+    maps::backend(backend).is_some_and(|backend| backend.has(Backend::LOCAL))
 }
 
 /// Notes the server of a flow that has waited. `kind`: whether it is UDP, and in the lowest bit whether it has an entry.
@@ -347,7 +352,8 @@ pub fn send<F: Family>(
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    let fits = if service.mode == mode::DNAT {
+    let is_rewritten = service.mode == mode::DNAT && !backend.has(Backend::LOCAL);
+    let fits = if is_rewritten {
         let new = Rewrite {
             src: packet.src,
             dst: F::addr(&backend.addr),
@@ -362,7 +368,7 @@ pub fn send<F: Family>(
         return Verdict::drop(service_id, Outcome::Internal);
     }
     if packet.part == Part::First {
-        let dst = if service.mode == mode::DNAT { F::addr(&backend.addr) } else { packet.dst };
+        let dst = if is_rewritten { F::addr(&backend.addr) } else { packet.dst };
         fragment::remember::<F>(packet, packet.src, dst, service_id, backend_id, path_id, None);
     }
     maps::count_to_server(backend_id, packet.length);

@@ -125,12 +125,21 @@ pub fn released<F: Family>(
         }
     }
     let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
-    if service.has(Service::CLIENT_AFFINITY) {
-        let now = maps::now() as u16 & TIME_MASK;
-        dsr::affinity_released_client(hash, (backend as u32) << 16 | now as u32);
-    }
-    if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
-        return Verdict::drop(service_id, outcome);
+    if maps::backend(backend).is_some_and(|backend| backend.has(Backend::LOCAL)) {
+        let service_backend = (service_id as u32) << 16 | backend as u32;
+        if (if F::V6 { nat_keep6(service_backend) } else { nat_keep4(service_backend) }) == 0 {
+            maps::release(backend);
+            return Verdict::drop(service_id, Outcome::Internal);
+        }
+        maps::count_flow(backend);
+    } else {
+        if service.has(Service::CLIENT_AFFINITY) {
+            let now = maps::now() as u16 & TIME_MASK;
+            dsr::affinity_released_client(hash, (backend as u32) << 16 | now as u32);
+        }
+        if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
+            return Verdict::drop(service_id, outcome);
+        }
     }
     match F::translation(tuple) {
         Some(found) => forward_known::<F>(ctx, packet, service_id, found),
@@ -394,6 +403,38 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
         if opening.key.protocol == protocol::TCP { timestamp::offset(ctx, (l4_l3 >> 16) as u16) } else { 0 };
     (opening.forward.timestamps, opening.reply.timestamps) = (timestamps, timestamps);
     true
+}
+
+/// See [`keep`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_keep4(service_backend: u32) -> u32 {
+    keep::<V4>(service_backend) as u32
+}
+
+/// See [`keep`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_keep6(service_backend: u32) -> u32 {
+    keep::<V6>(service_backend) as u32
+}
+
+/// Starts a flow, whose tuple is in scratch memory, that stays as its client sends it. It needs no port, and no entry
+/// for replies: those find the client as the responder's in other modes do.
+#[inline(always)]
+fn keep<F: Family>(service_backend: u32) -> bool {
+    let Some(scratch) = maps::scratch::<Opening<F::Addr>>() else {
+        return false;
+    };
+    // SAFETY: this CPU's own memory, in which the packet's tuple is.
+    let opening = unsafe { &mut *scratch };
+    let (key, forward) = (&opening.key, &mut opening.forward);
+    (forward.src, forward.dst, forward.sport, forward.dport) = (key.src, key.dst, key.sport, key.dport);
+    (forward.service, forward.backend) = ((service_backend >> 16) as u16, service_backend as u16);
+    (forward.time, forward.state) = (maps::now(), state::TCP_SYN as u32);
+    (forward.direction, forward.flags, forward.timestamps) = (TO_SERVER, 0, 0);
+    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, outer_tag: 0 };
+    F::insert_translation(key, forward, 0)
 }
 
 /// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start

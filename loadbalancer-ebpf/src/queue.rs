@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::admission::accepts;
 use loadbalancer_common::affinity::state;
-use loadbalancer_common::backend::NO_BACKEND;
+use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::clock::{TIME_MASK, age};
 use loadbalancer_common::net::{AnyAddr, ethertype, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
@@ -307,17 +307,27 @@ fn with_ticket<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
     if ticket.backend == NO_BACKEND {
         return without_server::<F>(ctx, settings, packet, service, ticket);
     }
-    if !maps::backend(ticket.backend).is_some_and(accepts) {
+    let Some(backend) = maps::backend(ticket.backend).filter(|backend| accepts(backend)) else {
         give_back(ticket);
         // It waits again; the controller knows when it came first.
         maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
         return Verdict::drop(service_id, Outcome::ServerGone);
+    };
+    if backend.has(Backend::LOCAL) {
+        remember_client::<F>(ctx, packet);
     }
-    if service.mode == mode::NAT {
+    let verdict = if service.mode == mode::NAT {
         nat::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
     } else {
         dsr::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
+    };
+    if verdict.action() != xdp_action::XDP_TX {
+        return verdict;
     }
+    // The responder is behind the interface that the frame came back by, where `XDP_TX` would wake nobody: what GRO
+    // receives is woken by redirected frames only. All else is an answer to the client.
+    let is_sent = verdict.outcome() == Outcome::Forwarded as u32;
+    verdict.with_action(redirect(if is_sent { ctx.ingress_ifindex() as u32 } else { ticket.ifindex }))
 }
 
 /// The answer to a client that gets no server, or none yet.
@@ -355,12 +365,15 @@ fn redirect(ifindex: u32) -> u32 {
     unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
 
-/// Where replies to a frame that the controller gave back go.
-#[inline(always)]
-pub fn last_hop(ctx: &XdpContext, l3: u16) -> Option<LastHop> {
-    let mut hop = parse::last_hop(ctx, l3)?;
+/// Notes where replies to a frame that the controller gave back go.
+#[inline(never)]
+pub fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32 {
+    let Some(mut hop) = parse::last_hop(ctx, packet.l3) else {
+        return 0;
+    };
     correct(ctx, &mut hop);
-    Some(hop)
+    F::insert_last_hop(&packet.src, &hop);
+    0
 }
 
 /// The interface by which the frame came before the controller had it.

@@ -22,6 +22,7 @@ use super::desire::{self, ServerId, Standing};
 use super::probes;
 use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
+use super::responder::Responders;
 use super::snapshot::{Change, Snapshot};
 use super::standby::{self, HookDone, StandbyPool};
 use super::watching::{Load, Watching};
@@ -113,6 +114,7 @@ pub struct Controller {
     prober: ProberState,
     queue: QueueState,
     half_open: HalfOpen,
+    responders: Responders,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -159,6 +161,7 @@ impl Controller {
             watching: Watching::default(),
             queue: QueueState::default(),
             half_open: HalfOpen::default(),
+            responders: Responders::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -258,6 +261,7 @@ impl Controller {
         self.servers = servers;
         self.follow_channels();
         self.follow_probes();
+        self.follow_responders();
         self.follow_targets();
     }
 
@@ -566,6 +570,9 @@ impl Controller {
         let mut desired =
             desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving(), &self.watching);
         (desired.prober, desired.probes) = self.prober.desired();
+        if let Some(outer) = desired.prober {
+            desire::add_responders(&self.config, outer, &mut desired.services);
+        }
         let result = self.reconciler.apply(&desired);
         if result.is_ok() {
             // Not before the packet path knows where they go.
@@ -739,7 +746,8 @@ impl Controller {
     /// Whether the kernel has servers that are in no configuration any more.
     fn has_orphans(&self) -> bool {
         let known = |(service, backend): &(u64, u64)| ServerId { service: *service, backend: *backend };
-        self.reconciler.numbers.backends.keys().any(|key| !self.servers.contains_key(&known(key)))
+        let mut servers = self.reconciler.numbers.backends.keys().filter(|(_, it)| *it != desire::responder_identity());
+        servers.any(|key| !self.servers.contains_key(&known(key)))
     }
 
     /// Once a second: counts flows, corrects the packet path's counters, and sets the marks that follow from them.

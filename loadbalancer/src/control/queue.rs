@@ -160,7 +160,11 @@ impl Worker {
             self.wait();
             loop {
                 match self.commands.try_recv() {
-                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return,
+                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                        // Services that queue no more are told so; for the others it is the last sign of life.
+                        self.renew(now());
+                        return;
+                    }
                     Ok(command) => self.obey(command),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }

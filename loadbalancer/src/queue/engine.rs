@@ -282,16 +282,13 @@ impl Engine {
         for service in self.services.values_mut() {
             service.look_for_flood(now, out);
             for entry in service.queue.expire(now) {
-                service.leave(&mut self.memory, &entry, End::Expired, now);
-                match service.plan.settings.at_deadline {
-                    AtDeadline::Respond if service.plan.responder != NO_BACKEND && !entry.value.is_datagram => {
-                        room.take(service.plan.responder, u32::MAX);
-                        out.push(service.out(&entry.value, service.plan.responder, 0));
-                    }
-                    AtDeadline::Respond | AtDeadline::Reset => {
-                        out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
-                    }
-                    AtDeadline::Drop => {}
+                let responder = service.plan.responder;
+                let responds = service.may_respond(&entry) && room.take(responder, u32::MAX);
+                service.leave(&mut self.memory, &entry, if responds { End::Responded } else { End::Expired }, now);
+                if responds {
+                    out.push(service.out(&entry.value, responder, 0));
+                } else if service.plan.settings.at_deadline != AtDeadline::Drop {
+                    out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
                 }
             }
             service.release(&mut self.memory, now, room, out);
@@ -437,6 +434,15 @@ impl Service {
         if self.plan.tells && !is_flood {
             out.push(self.out(parked, NO_BACKEND, Ticket::RESET));
         }
+    }
+
+    /// Whether one that has waited for too long goes to the responder. In a flood nothing is kept of who may be
+    /// somebody else.
+    fn may_respond(&self, entry: &Entry<Parked>) -> bool {
+        self.plan.settings.at_deadline == AtDeadline::Respond
+            && self.plan.responder != NO_BACKEND
+            && !entry.value.is_datagram
+            && (entry.verified || !self.challenges())
     }
 
     fn challenges(&self) -> bool {

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::super::desire;
 use super::super::queue::{self, QueueThread};
+use super::super::responder;
 use super::{Controller, now_ms};
 use crate::config::{Refuse, Service};
 use crate::dataplane::classes::Classes;
@@ -110,6 +111,17 @@ impl Controller {
         }
     }
 
+    /// Has the responder listen where connections come to it, as long as there is a namespace for that.
+    pub(super) fn follow_responders(&mut self) {
+        self.responders.follow(self.prober.prober(), responder::wanted(&self.config));
+    }
+
+    /// The backend that is the responder of a service.
+    fn responder(&self, service: u64) -> u16 {
+        let number = self.reconciler.numbers.backends.get(&(service, desire::responder_identity())).copied();
+        number.filter(|_| self.prober.is_open()).unwrap_or(NO_BACKEND)
+    }
+
     fn start_queue(&self) -> Result<QueueThread, String> {
         let kernel = self.reconciler.kernel();
         let buffer = kernel.queue_buffer().map_err(|error| error.to_string())?;
@@ -153,7 +165,7 @@ impl Controller {
                     name: service.name.clone(),
                     settings: Arc::clone(settings),
                     servers: of_part.filter_map(place).collect(),
-                    responder: NO_BACKEND,
+                    responder: self.responder(identity),
                     tells: tells(service),
                 });
             }
