@@ -130,7 +130,7 @@ pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u3
     let (backend, now) = ((backend_now >> 16) as u16, backend_now as u16);
     note(settings, hash, kind & 1 != 0, backend, if kind & 2 != 0 { state::UDP } else { state::TCP_SYN }, now);
     if client != 0 {
-        affinity_released_client(client, backend_now);
+        affinity_note_client(client, backend_now);
     }
     0
 }
@@ -138,7 +138,7 @@ pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u3
 /// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_released_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn affinity_released_client(client: u64, backend_now: u32) -> u32 {
+pub extern "C" fn affinity_note_client(client: u64, backend_now: u32) -> u32 {
     if let Some(settings) = maps::settings() {
         note_client(affinity::find(settings, client), client, (backend_now >> 16) as u16, backend_now as u16);
     }
@@ -313,7 +313,8 @@ pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) ->
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
     let choice = admit::new_flow(service, client, preferred);
     if let Ok(id) = choice.get() {
-        note_client(found, client, id, now);
+        // Not with what was found above, as there is no stack left to keep it.
+        affinity_note_client(client, (id as u32) << 16 | now as u32);
     }
     choice.word()
 }

@@ -135,7 +135,7 @@ pub fn released<F: Family>(
     } else {
         if service.has(Service::CLIENT_AFFINITY) {
             let now = maps::now() as u16 & TIME_MASK;
-            dsr::affinity_released_client(hash, (backend as u32) << 16 | now as u32);
+            dsr::affinity_note_client(hash, (backend as u32) << 16 | now as u32);
         }
         if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
             return Verdict::drop(service_id, outcome);
