@@ -60,7 +60,12 @@ pub fn to_server<F: Family>(
         };
         let new = NewFlow { hash, client, service: service_id, now, kind, has_entry: found.is_some() };
         match new_flow(&new).get() {
-            Ok(id) => chosen = id,
+            Ok(id) => {
+                chosen = id;
+                if client != 0 && kind != Kind::Middle {
+                    affinity_note_client(client, (id as u32) << 16 | now as u32);
+                }
+            }
             Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
         }
         if packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
@@ -300,7 +305,8 @@ fn choose(service: &Service, flow: &NewFlow) -> Choice {
     Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32))
 }
 
-/// A server for a flow of a client that is to stay on one server. Exported for the same reason as [`affinity_new_flow`].
+/// A server for a flow of a client that is to stay on one server; who asks notes it with [`affinity_note_client`], as there is
+/// not enough stack for that below. Exported for the same reason as [`affinity_new_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) -> u32 {
@@ -311,12 +317,7 @@ pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) ->
     let found = affinity::find(settings, client);
     let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
-    let choice = admit::new_flow(service, client, preferred);
-    if let Ok(id) = choice.get() {
-        // Not with what was found above, as there is no stack left to keep it.
-        affinity_note_client(client, (id as u32) << 16 | now as u32);
-    }
-    choice.word()
+    admit::new_flow(service, client, preferred).word()
 }
 
 /// Notes where a client's packets come from, so that replies that pass through the gateway go there.

@@ -283,7 +283,12 @@ fn start<F: Family>(
     } else if admit::has_to_wait(service_id) {
         Choice::refused(Refusal::Full)
     } else if service.has(Service::CLIENT_AFFINITY) {
-        Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
+        let choice = Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()));
+        if let Ok(backend) = choice.get() {
+            let now = maps::now() as u16 & TIME_MASK;
+            dsr::affinity_note_client(hash, (backend as u32) << 16 | now as u32);
+        }
+        choice
     } else {
         admit::new_flow(service_id, hash, NO_BACKEND)
     };
