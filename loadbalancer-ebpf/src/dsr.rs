@@ -60,12 +60,7 @@ pub fn to_server<F: Family>(
         };
         let new = NewFlow { hash, client, service: service_id, now, kind, has_entry: found.is_some() };
         match new_flow(&new).get() {
-            Ok(id) => {
-                chosen = id;
-                if client != 0 && kind != Kind::Middle {
-                    affinity_note_client(client, (id as u32) << 16 | now as u32);
-                }
-            }
+            Ok(id) => chosen = id,
             Err(outcome) => return refuse::packet::<F>(ctx, packet, service_id, service, outcome),
         }
         if packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
@@ -110,7 +105,7 @@ pub fn released<F: Family>(
             0
         };
         let kind = (!packet.is_tcp() as u32) << 1 | found.is_some() as u32;
-        affinity_released_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
+        affinity_note_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
     }
     if service.mode == mode::DNAT {
         queue::remember_client::<F>(ctx, packet);
@@ -128,7 +123,7 @@ fn is_local(backend: u16) -> bool {
 /// Exported so that the verifier checks it once by itself, with a stack of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u32, kind: u32) -> u32 {
+pub extern "C" fn affinity_note_flow(hash: u64, client: u64, backend_now: u32, kind: u32) -> u32 {
     let Some(settings) = maps::settings() else {
         return 0;
     };
@@ -140,7 +135,7 @@ pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u3
     0
 }
 
-/// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_released_flow`].
+/// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_note_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn affinity_note_client(client: u64, backend_now: u32) -> u32 {
@@ -242,7 +237,21 @@ struct NewFlow {
 fn new_flow(flow: &NewFlow) -> Choice {
     let service_now = (flow.service as u32) << 16 | flow.now as u32;
     let kind = (flow.kind as u32) << 1 | flow.has_entry as u32;
-    Choice::from_word(affinity_new_flow(flow.hash, flow.client, service_now, kind))
+    if flow.client == 0 || flow.kind == Kind::Middle {
+        return Choice::from_word(affinity_new_flow(flow.hash, flow.client, service_now, kind));
+    }
+    // Not below that, as there is not enough stack.
+    let choice = Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32));
+    if let Ok(id) = choice.get() {
+        let is_udp = flow.kind == Kind::Udp;
+        affinity_note_flow(
+            flow.hash,
+            flow.client,
+            (id as u32) << 16 | flow.now as u32,
+            (is_udp as u32) << 1 | kind & 1,
+        );
+    }
+    choice
 }
 
 /// See [`new_flow`]. Exported so that the verifier checks it once by itself, with a stack of its own.
@@ -299,10 +308,7 @@ fn choose(service: &Service, flow: &NewFlow) -> Choice {
     if admit::has_to_wait(flow.service) {
         return Choice::refused(Refusal::Full);
     }
-    if flow.client == 0 {
-        return admit::new_flow(flow.service, flow.hash, NO_BACKEND);
-    }
-    Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32))
+    admit::new_flow(flow.service, flow.hash, NO_BACKEND)
 }
 
 /// A server for a flow of a client that is to stay on one server; who asks notes it with [`affinity_note_client`], as there is
@@ -310,14 +316,17 @@ fn choose(service: &Service, flow: &NewFlow) -> Choice {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) -> u32 {
+    if admit::has_to_wait(service as u16) {
+        return Choice::refused(Refusal::Full).word();
+    }
     let Some(settings) = maps::settings() else {
         return Choice::refused(Refusal::Internal).word();
     };
-    let (service, now) = (service as u16, now as u16 & TIME_MASK);
     let found = affinity::find(settings, client);
-    let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
+    let age = age(now as u16 & TIME_MASK, found.entry.time());
+    let known = found.is_some() && age <= settings.timeouts[state::CLIENT as usize];
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
-    admit::new_flow(service, client, preferred).word()
+    admit::new_flow(service as u16, client, preferred).word()
 }
 
 /// Notes where a client's packets come from, so that replies that pass through the gateway go there.
