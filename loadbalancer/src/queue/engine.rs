@@ -72,8 +72,14 @@ pub trait Room {
 pub struct Out {
     pub ticket: Ticket,
     pub frame: Box<[u8]>,
-    /// Whose it is, if it was released: without its frame.
-    released: Option<Box<Entry<Parked>>>,
+    released: Option<Box<Released>>,
+}
+
+#[derive(Debug)]
+struct Released {
+    /// Without its frame.
+    entry: Entry<Parked>,
+    wait: Duration,
 }
 
 /// What a waiting flow is but for its place in the queue.
@@ -217,6 +223,8 @@ impl Engine {
             service.leave(&mut self.memory, &entry, End::GaveUp, now);
         }
         let is_datagram = held.protocol != protocol::TCP;
+        // Who sends datagrams cannot be asked where it is, and would never be released in a flood. Their memory bounds them.
+        let verified = held.verified != 0 || is_datagram;
         let parked = Parked {
             frame: frame.into(),
             ifindex: held.ifindex,
@@ -226,10 +234,10 @@ impl Engine {
         };
         let size = ENTRY_BYTES + frame.len() as u64;
         let too_large = self.memory + size > self.memory_limit
-            || (is_datagram && service.datagram_bytes + frame.len() as u64 > settings.udp_memory);
+            || (is_datagram && service.datagram_bytes + size > settings.udp_memory);
         if too_large && service.queue.get(held.hash).is_none() {
             service.count(class).arrived += 1;
-            service.refuse(&parked, class, held.verified != 0, End::MemoryFull, out);
+            service.refuse(&parked, class, verified, End::MemoryFull, out);
             return;
         }
         let arrival = Arrival {
@@ -239,7 +247,7 @@ impl Engine {
             class,
             arrived,
             deadline,
-            verified: held.verified != 0,
+            verified,
             value: parked,
         };
         match service.queue.push(arrival, now) {
@@ -264,7 +272,7 @@ impl Engine {
                 service.count(class).arrived += 1;
                 self.memory += size;
                 if is_datagram {
-                    service.datagram_bytes += frame.len() as u64;
+                    service.datagram_bytes += size;
                 }
                 if let Some(entry) = evicted {
                     service.leave(&mut self.memory, &entry, End::GaveWay, now);
@@ -293,7 +301,7 @@ impl Engine {
             }
             service.release(&mut self.memory, now, room, out);
         }
-        for released in out.iter().filter_map(|out| out.released.as_deref()) {
+        for Released { entry: released, .. } in out.iter().filter_map(|out| out.released.as_deref()) {
             let sequence = released.value.sequence;
             let before = Before { arrived: released.arrived, deadline: released.deadline, sequence };
             if self.released.insert(released.key, before).is_none() {
@@ -312,18 +320,20 @@ impl Engine {
         if out.ticket.backend != NO_BACKEND {
             room.give_back(out.ticket.backend);
         }
-        let (Some(mut entry), Some(service)) = (out.released, self.services.get_mut(&out.ticket.service)) else {
+        let (Some(released), Some(service)) = (out.released, self.services.get_mut(&out.ticket.service)) else {
             return;
         };
+        let Released { mut entry, wait } = *released;
         entry.value.frame = out.frame;
-        self.memory += bytes(&entry);
-        if entry.value.is_datagram {
-            service.datagram_bytes += entry.value.frame.len() as u64;
-        }
+        service.enter(&mut self.memory, &entry);
         let class = service.count(entry.class);
         class.ends[End::Released as usize] -= 1;
-        if let Some(later) = service.queue.give_back(*entry) {
-            self.memory -= bytes(&later);
+        class.waits.take_back(wait);
+        if let Some(later) = service.queue.give_back(entry) {
+            // Its client has sent another one meanwhile.
+            service.count(later.class).arrived -= 1;
+            service.repeated += 1;
+            service.free(&mut self.memory, &later);
         }
     }
 
@@ -383,10 +393,15 @@ fn source(held: &Held, (ipv4, ipv6): (u8, u8)) -> u128 {
     let [a, b, c, d] = held.src.0.map(|word| u128::from(u32::from_be(word)));
     if held.ipv6 != 0 {
         let addr = (a << 96) | (b << 64) | (c << 32) | d;
-        addr >> (128 - u32::from(ipv6).min(127)) | 1 << 127
+        addr & prefix_mask(ipv6)
     } else {
-        a >> (32 - u32::from(ipv4))
+        // As mapped addresses (RFC 4291, section 2.5.5.2), which no packet of IPv6 comes from.
+        (0xffff << 32 | a) & prefix_mask(96 + ipv4)
     }
+}
+
+fn prefix_mask(length: u8) -> u128 {
+    u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
 }
 
 impl Service {
@@ -416,12 +431,23 @@ impl Service {
         Out { ticket, frame: parked.frame.clone(), released: None }
     }
 
-    /// An entry that waits no more.
-    fn leave(&mut self, memory: &mut u64, entry: &Entry<Parked>, why: End, now: Duration) {
+    fn enter(&mut self, memory: &mut u64, entry: &Entry<Parked>) {
+        *memory += bytes(entry);
+        if entry.value.is_datagram {
+            self.datagram_bytes += bytes(entry);
+        }
+    }
+
+    fn free(&mut self, memory: &mut u64, entry: &Entry<Parked>) {
         *memory -= bytes(entry);
         if entry.value.is_datagram {
-            self.datagram_bytes -= entry.value.frame.len() as u64;
+            self.datagram_bytes -= bytes(entry);
         }
+    }
+
+    /// An entry that waits no more.
+    fn leave(&mut self, memory: &mut u64, entry: &Entry<Parked>, why: End, now: Duration) {
+        self.free(memory, entry);
         let class = self.count(entry.class);
         class.ends[why as usize] += 1;
         class.waits.record(now.saturating_sub(entry.arrived), now);
@@ -487,12 +513,20 @@ impl Service {
             (active < place.mark).then(|| Reverse((place.tier, load(place, active), position)))
         };
         let mut free: BinaryHeap<_> = self.plan.servers.iter().enumerate().filter_map(of_place).collect();
-        while let Some(Reverse((tier, _, position))) = free.pop() {
+        while let Some(Reverse((tier, before, position))) = free.pop() {
             let Some(next) = self.queue.peek(now, which) else {
                 return;
             };
             let preferred = next.value.preferred;
             let place = self.plan.servers[position];
+            let active = room.active(place.backend);
+            if load(&place, active) > before {
+                // It was preferred, or somebody else has given it more.
+                if active < place.mark {
+                    free.push(Reverse((tier, load(&place, active), position)));
+                }
+                continue;
+            }
             let other = self.plan.servers.iter().find(|other| other.backend == preferred && preferred != place.backend);
             // The server that its client had before, if it has room; else the one at hand, which somebody else may have filled.
             let taken = if other.is_some_and(|other| room.take(other.backend, other.mark)) {
@@ -509,7 +543,8 @@ impl Service {
             self.leave(memory, &entry, End::Released, now);
             let ticket = Ticket::new(self.plan.service, taken, entry.value.ifindex, 0);
             let frame = std::mem::take(&mut entry.value.frame);
-            out.push(Out { ticket, frame, released: Some(Box::new(entry)) });
+            let wait = now.saturating_sub(entry.arrived);
+            out.push(Out { ticket, frame, released: Some(Box::new(Released { entry, wait })) });
             let active = room.active(place.backend);
             if active < place.mark {
                 free.push(Reverse((tier, load(&place, active), position)));
@@ -547,3 +582,6 @@ impl Service {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,15 @@ impl Histogram {
         self.count
     }
 
+    /// Forgets a wait that was counted.
+    fn remove(&mut self, wait: Duration) {
+        let count = &mut self.buckets[bucket(wait)];
+        if *count > 0 {
+            *count -= 1;
+            self.count -= 1;
+        }
+    }
+
     /// Wait that a share of all stays below, within a bucket's eighth; None: nothing was counted.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let mut below = share.clamp(0.0, 1.0) * self.count as f64;
@@ -102,6 +111,13 @@ impl Recent {
         self.present.record(wait);
         self.count += 1;
         self.sum = self.sum.saturating_add(wait);
+    }
+
+    /// Forgets a wait that was recorded a moment ago: it has not ended after all.
+    pub fn take_back(&mut self, wait: Duration) {
+        self.present.remove(wait);
+        self.count = self.count.saturating_sub(1);
+        self.sum = self.sum.saturating_sub(wait);
     }
 
     /// Wait that a share of those of the last minute stays below; None: there were none.
