@@ -48,7 +48,8 @@ fn guest() -> ! {
     });
     match result {
         Ok((passed, failed)) => println!("{RESULT} {passed} passed {failed} failed"),
-        Err(error) => println!("{RESULT} 0 passed 1 failed: {error:#}"),
+        // The last line is read as the result; what the verifier says has many.
+        Err(error) => println!("{error:#}\n{RESULT} 0 passed 1 failed"),
     }
     match reboot(RebootMode::RB_AUTOBOOT) {
         Ok(never) => match never {},

@@ -27,10 +27,10 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{oneshot, watch};
 
-use super::{Network, NetworkError};
+use super::{Network, NetworkError, frames};
 use crate::dataplane::desired::identity;
 
 /// Name of the inner end.
@@ -208,20 +208,7 @@ impl Prober {
     pub async fn frames(&self) -> io::Result<Socket> {
         let inner_index = self.0.inner_index;
         run(&self.0.jobs, move || {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-            let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-                let address = storage.cast::<libc::sockaddr_ll>();
-                // SAFETY: the storage has room for any socket address, and is all zeroes.
-                unsafe {
-                    (*address).sll_family = libc::AF_PACKET as u16;
-                    (*address).sll_ifindex = inner_index as i32;
-                    *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-                }
-                Ok(())
-            };
-            // SAFETY: the closure makes a whole address of its family.
-            let ((), address) = unsafe { SockAddr::try_init(address) }?;
-            socket.bind(&address)?;
+            let socket = frames::socket(inner_index, Type::RAW, 0)?;
             // Frames go on at once; a queue in between would only add latency.
             let on: libc::c_int = 1;
             // SAFETY: the option takes an integer, which lives through the call.

@@ -9,9 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use loadbalancer::dataplane::kernel::interface_index;
+use loadbalancer::network::frames;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Socket, Type};
 
 use crate::bench::qos::world::{self, Site, World, behaviour, vip};
 use crate::bench::scenario::{Round, Value};
@@ -91,23 +93,7 @@ struct Packet {
 }
 
 fn socket(device: &str) -> Result<Socket> {
-    let index = loadbalancer::dataplane::kernel::interface_index(device)?;
-    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
-    let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-        let address = storage.cast::<libc::sockaddr_ll>();
-        // SAFETY: the storage has room for any socket address, and is all zeroes.
-        unsafe {
-            (*address).sll_family = libc::AF_PACKET as u16;
-            (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-            (*address).sll_ifindex = index as i32;
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        }
-        Ok(())
-    };
-    // SAFETY: the closure makes a whole address of its family.
-    let ((), address) = unsafe { SockAddr::try_init(address) }?;
-    socket.bind(&address)?;
+    let socket = frames::socket(interface_index(device)?, Type::DGRAM, libc::ETH_P_ALL as u16)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     socket.set_recv_buffer_size(8 << 20)?;
     let on: libc::c_int = 1;
