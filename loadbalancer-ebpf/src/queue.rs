@@ -16,6 +16,8 @@ use loadbalancer_common::queue::{ClassKey, Held, LARGE_FRAME, SMALL_FRAME, Ticke
 use loadbalancer_common::service::{Service, Vip, mode};
 use loadbalancer_common::settings::{Settings, program};
 
+use network_types::eth::EthHdr;
+
 use crate::affinity;
 use crate::classify;
 use crate::dsr;
@@ -213,7 +215,8 @@ fn record<const N: usize>(ctx: &XdpContext, held: &Held, length: usize) -> bool 
     // SAFETY: the entry has room for the record; the kernel copies into the frame's room, in which `length` fits.
     let copied = unsafe {
         (&raw mut (*record).held).write(*held);
-        length > 0
+        // Older verifiers conclude nothing from "not zero".
+        length > EthHdr::LEN
             && length <= N
             && bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*record).frame).cast(), length as u32) == 0
     };
