@@ -15,7 +15,6 @@ use loadbalancer_common::path::LastHop;
 use loadbalancer_common::queue::{ClassKey, Held, LARGE_FRAME, SMALL_FRAME, Ticket, cookie, kind};
 use loadbalancer_common::service::{Service, Vip, mode};
 use loadbalancer_common::settings::{Settings, program};
-
 use network_types::eth::EthHdr;
 
 use crate::affinity;

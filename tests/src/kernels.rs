@@ -21,7 +21,7 @@ const EMULATOR: &str = "qemu-system-x86_64";
 /// Begins the guest's last line.
 const RESULT: &str = "GUEST RESULT";
 /// An emulated processor is some fifty times as slow as a real one.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1_800);
 
 pub fn main() -> ExitCode {
     if std::process::id() == 1 {
