@@ -49,6 +49,9 @@ impl Backend {
     pub const IPV6: u16 = 8;
     /// The operator has drained it. Not read by the packet path, which goes by `ACCEPTS`; see `set_weight`.
     pub const DRAINED: u16 = 16;
+    /// Not a server, but the controller's own responder: in no ring, and what goes to it stays as its client sent it,
+    /// in every mode.
+    pub const LOCAL: u16 = 32;
 
     #[inline(always)]
     pub const fn has(&self, flag: u16) -> bool {

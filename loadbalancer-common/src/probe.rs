@@ -3,6 +3,9 @@
 //! A probe asks a VIP from a source port that stands for a server ([`Probe`]). It comes in by an interface of its own, the
 //! outer end of a pair, so no client can take its place. The packet path looks it up only where a client's flow would be a
 //! new one, and its replies only where a packet would be nobody's.
+//!
+//! Behind the same pair is the responder, which answers those whom no server takes (see
+//! [`crate::backend::Backend::LOCAL`]).
 
 use bytemuck::{Pod, Zeroable};
 

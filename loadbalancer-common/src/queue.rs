@@ -40,6 +40,8 @@ pub struct Held {
     pub src: AnyAddr,
     /// Interface that it came by.
     pub ifindex: u32,
+    /// Sequence number of a TCP segment, by which one that is sent again is told from a new connection's; zero for datagrams.
+    pub sequence: u32,
     pub service: u16,
     /// Class that its client's address gives, plus one; zero: none.
     pub class: u16,
@@ -56,7 +58,7 @@ pub struct Held {
     pub ipv6: u8,
     /// Whether its client has shown that it is where its packets say.
     pub verified: u8,
-    pub pad: [u8; 5],
+    pub pad: u8,
 }
 
 /// In front of a frame that is given back, where an Ethernet header would be.
@@ -86,14 +88,30 @@ impl Ticket {
     }
 }
 
-/// Class of a client's address. The key of a longest prefix match has the service before the address, all of whose bits count.
+/// Class of a client's address: the key of a longest prefix match.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ClassKey {
     /// Bits of service and address that count: 32 and those of the prefix.
-    pub prefix_len: u32,
-    pub service: u32,
-    pub addr: AnyAddr,
+    prefix_len: u32,
+    /// With the family, so that prefixes of both can be in one map. All of its bits count, whatever their order.
+    service: u32,
+    addr: AnyAddr,
+}
+
+impl ClassKey {
+    /// `length`: bits of the address that count.
+    #[inline(always)]
+    pub const fn new(service: u16, ipv6: bool, addr: AnyAddr, length: u8) -> Self {
+        Self { prefix_len: 32 + length as u32, service: service as u32 | (ipv6 as u32) << 16, addr }
+    }
+
+    /// Bits that count, and what they count of.
+    #[inline(always)]
+    pub const fn parts(&self) -> (u32, [u32; 5]) {
+        let [a, b, c, d] = self.addr.0;
+        (self.prefix_len, [self.service, a, b, c, d])
+    }
 }
 
 /// The acknowledgement number of a challenge: a client that did not send it a SYN cannot know it, and one that did answers with

@@ -43,7 +43,7 @@ pub fn to_server<F: Family>(
             probe::elsewhere::<F>(ctx);
             return Verdict::drop(service_id, Outcome::Internal);
         }
-        if packet.tcp_flags & tcp_flag::RST != 0 && queue::queue_waits(service_id as u32) != 0 {
+        if packet.tcp_flags & tcp_flag::RST != 0 && queue::queue_hears_resets(service_id as u32) != 0 {
             maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
         }
         let client = if service.has(Service::CLIENT_AFFINITY) {
@@ -98,34 +98,49 @@ pub fn released<F: Family>(
         maps::release(backend);
     } else {
         chosen = backend;
-        let client = if service.has(Service::CLIENT_AFFINITY) {
+        // A client is not to come back to the responder.
+        let client = if service.has(Service::CLIENT_AFFINITY) && !is_local(backend) {
             F::client_hash(settings.seed, packet.src, service_id)
         } else {
             0
         };
         let kind = (!packet.is_tcp() as u32) << 1 | found.is_some() as u32;
-        affinity_released_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
+        affinity_note_flow(hash, client, (backend as u32) << 16 | now as u32, kind);
     }
-    if service.mode == mode::DNAT
-        && let Some(hop) = queue::last_hop(ctx, packet.l3)
-    {
-        F::insert_last_hop(&packet.src, &hop);
+    if service.mode == mode::DNAT {
+        queue::remember_client::<F>(ctx, packet);
     }
     send::<F>(ctx, packet, service_id, service, chosen, hash, found.entry.state())
+}
+
+/// Whether a backend is the controller's own responder.
+#[inline(always)]
+fn is_local(backend: u16) -> bool {
+    maps::backend(backend).is_some_and(|backend| backend.has(Backend::LOCAL))
 }
 
 /// Notes the server of a flow that has waited. `kind`: whether it is UDP, and in the lowest bit whether it has an entry.
 /// Exported so that the verifier checks it once by itself, with a stack of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn affinity_released_flow(hash: u64, client: u64, backend_now: u32, kind: u32) -> u32 {
+pub extern "C" fn affinity_note_flow(hash: u64, client: u64, backend_now: u32, kind: u32) -> u32 {
     let Some(settings) = maps::settings() else {
         return 0;
     };
     let (backend, now) = ((backend_now >> 16) as u16, backend_now as u16);
     note(settings, hash, kind & 1 != 0, backend, if kind & 2 != 0 { state::UDP } else { state::TCP_SYN }, now);
     if client != 0 {
-        note_client(affinity::find(settings, client), client, backend, now);
+        affinity_note_client(client, backend_now);
+    }
+    0
+}
+
+/// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_note_flow`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn affinity_note_client(client: u64, backend_now: u32) -> u32 {
+    if let Some(settings) = maps::settings() {
+        note_client(affinity::find(settings, client), client, (backend_now >> 16) as u16, backend_now as u16);
     }
     0
 }
@@ -222,7 +237,21 @@ struct NewFlow {
 fn new_flow(flow: &NewFlow) -> Choice {
     let service_now = (flow.service as u32) << 16 | flow.now as u32;
     let kind = (flow.kind as u32) << 1 | flow.has_entry as u32;
-    Choice::from_word(affinity_new_flow(flow.hash, flow.client, service_now, kind))
+    if flow.client == 0 || flow.kind == Kind::Middle {
+        return Choice::from_word(affinity_new_flow(flow.hash, flow.client, service_now, kind));
+    }
+    // Not below that, as there is not enough stack.
+    let choice = Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32));
+    if let Ok(id) = choice.get() {
+        let is_udp = flow.kind == Kind::Udp;
+        affinity_note_flow(
+            flow.hash,
+            flow.client,
+            (id as u32) << 16 | flow.now as u32,
+            (is_udp as u32) << 1 | kind & 1,
+        );
+    }
+    choice
 }
 
 /// See [`new_flow`]. Exported so that the verifier checks it once by itself, with a stack of its own.
@@ -279,28 +308,25 @@ fn choose(service: &Service, flow: &NewFlow) -> Choice {
     if admit::has_to_wait(flow.service) {
         return Choice::refused(Refusal::Full);
     }
-    if flow.client == 0 {
-        return admit::new_flow(flow.service, flow.hash, NO_BACKEND);
-    }
-    Choice::from_word(affinity_client_server(flow.client, flow.service as u32, flow.now as u32))
+    admit::new_flow(flow.service, flow.hash, NO_BACKEND)
 }
 
-/// A server for a flow of a client that is to stay on one server. Exported for the same reason as [`affinity_new_flow`].
+/// A server for a flow of a client that is to stay on one server; who asks notes it with [`affinity_note_client`], as there is
+/// not enough stack for that below. Exported for the same reason as [`affinity_new_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) -> u32 {
+    if admit::has_to_wait(service as u16) {
+        return Choice::refused(Refusal::Full).word();
+    }
     let Some(settings) = maps::settings() else {
         return Choice::refused(Refusal::Internal).word();
     };
-    let (service, now) = (service as u16, now as u16 & TIME_MASK);
     let found = affinity::find(settings, client);
-    let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
+    let age = age(now as u16 & TIME_MASK, found.entry.time());
+    let known = found.is_some() && age <= settings.timeouts[state::CLIENT as usize];
     let preferred = if known { found.entry.backend() } else { NO_BACKEND };
-    let choice = admit::new_flow(service, client, preferred);
-    if let Ok(id) = choice.get() {
-        note_client(found, client, id, now);
-    }
-    choice.word()
+    admit::new_flow(service as u16, client, preferred).word()
 }
 
 /// Notes where a client's packets come from, so that replies that pass through the gateway go there.
@@ -337,7 +363,8 @@ pub fn send<F: Family>(
     if let Some(verdict) = forward::obstacle::<F>(ctx, packet, service_id, path.ifindex, path.mtu) {
         return verdict;
     }
-    let fits = if service.mode == mode::DNAT {
+    let is_rewritten = service.mode == mode::DNAT && !backend.has(Backend::LOCAL);
+    let fits = if is_rewritten {
         let new = Rewrite {
             src: packet.src,
             dst: F::addr(&backend.addr),
@@ -352,7 +379,7 @@ pub fn send<F: Family>(
         return Verdict::drop(service_id, Outcome::Internal);
     }
     if packet.part == Part::First {
-        let dst = if service.mode == mode::DNAT { F::addr(&backend.addr) } else { packet.dst };
+        let dst = if is_rewritten { F::addr(&backend.addr) } else { packet.dst };
         fragment::remember::<F>(packet, packet.src, dst, service_id, backend_id, path_id, None);
     }
     maps::count_to_server(backend_id, packet.length);

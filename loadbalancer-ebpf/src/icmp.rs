@@ -1,6 +1,7 @@
 //! ICMP and ICMPv6: echo to a VIP, errors about our flows, and the errors that we send ourselves.
 
 use aya_ebpf::programs::XdpContext;
+use loadbalancer_common::backend::Backend;
 use loadbalancer_common::checksum::{finish, replace16, update};
 use loadbalancer_common::conntrack::{SAMPLED, Tuple};
 use loadbalancer_common::net::{Be16, protocol};
@@ -245,7 +246,7 @@ fn error_to_server<F: Family>(
     let Some(backend) = maps::backend(backend_id) else {
         return unknown;
     };
-    if service.mode == mode::DNAT {
+    if service.mode == mode::DNAT && !backend.has(Backend::LOCAL) {
         let server = F::addr(&backend.addr);
         new.outer_dst = server;
         new.inner.src = server;

@@ -163,12 +163,19 @@ pub fn ticket(ctx: XdpContext) -> u32 {
 
 #[xdp(frags)]
 pub fn release4(ctx: XdpContext) -> u32 {
-    done(&ctx, with_packet::<V4>(&ctx, queue::release::<V4>))
+    done(&ctx, release::<V4>(&ctx))
 }
 
 #[xdp(frags)]
 pub fn release6(ctx: XdpContext) -> u32 {
-    done(&ctx, with_packet::<V6>(&ctx, queue::release::<V6>))
+    done(&ctx, release::<V6>(&ctx))
+}
+
+#[inline(always)]
+fn release<F: Family>(ctx: &XdpContext) -> Verdict {
+    let verdict = with_packet::<F>(ctx, queue::release::<F>);
+    // With its ticket still there it was not even a packet.
+    if queue::is_released() { queue::not_released() } else { verdict }
 }
 
 /// Does something with the parsed packet, which is not on the stack here: IPv6 and the rare paths need that themselves.

@@ -331,8 +331,8 @@ pub fn queue_record<T: 'static>() -> Option<RingBufEntry<T>> {
 /// Class of a client's address, plus one; zero: none.
 #[inline(always)]
 pub fn class(key: &ClassKey) -> u32 {
-    let [a, b, c, d] = key.addr.0;
-    CLASSES.get(Key::new(key.prefix_len, [key.service, a, b, c, d])).copied().unwrap_or(0)
+    let (length, data) = key.parts();
+    CLASSES.get(Key::new(length, data)).copied().unwrap_or(0)
 }
 
 /// When a client has last shown that it is where its packets say, in ticks.

@@ -4,6 +4,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
+use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::conntrack::{SAMPLED, TO_CLIENT, TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
@@ -123,13 +124,22 @@ pub fn released<F: Family>(
             return forward_known::<F>(ctx, packet, service_id, found);
         }
     }
-    if F::V6 {
-        nat_begin6(service_id as u32)
+    let hash = if F::V6 { nat_begin6(service_id as u32) } else { nat_begin4(service_id as u32) };
+    if maps::backend(backend).is_some_and(|backend| backend.has(Backend::LOCAL)) {
+        let service_backend = (service_id as u32) << 16 | backend as u32;
+        if (if F::V6 { nat_keep6(service_backend) } else { nat_keep4(service_backend) }) == 0 {
+            maps::release(backend);
+            return Verdict::drop(service_id, Outcome::Internal);
+        }
+        maps::count_flow(backend);
     } else {
-        nat_begin4(service_id as u32)
-    };
-    if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
-        return Verdict::drop(service_id, outcome);
+        if service.has(Service::CLIENT_AFFINITY) {
+            let now = maps::now() as u16 & TIME_MASK;
+            dsr::affinity_note_client(hash, (backend as u32) << 16 | now as u32);
+        }
+        if let Err(outcome) = start_at::<F>(ctx, settings, packet, service_id, backend).get() {
+            return Verdict::drop(service_id, outcome);
+        }
     }
     match F::translation(tuple) {
         Some(found) => forward_known::<F>(ctx, packet, service_id, found),
@@ -273,7 +283,12 @@ fn start<F: Family>(
     } else if admit::has_to_wait(service_id) {
         Choice::refused(Refusal::Full)
     } else if service.has(Service::CLIENT_AFFINITY) {
-        Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()))
+        let choice = Choice::from_word(dsr::affinity_client_server(hash, service_id as u32, maps::now()));
+        if let Ok(backend) = choice.get() {
+            let now = maps::now() as u16 & TIME_MASK;
+            dsr::affinity_note_client(hash, (backend as u32) << 16 | now as u32);
+        }
+        choice
     } else {
         admit::new_flow(service_id, hash, NO_BACKEND)
     };
@@ -393,6 +408,38 @@ fn open<F: Family>(ctx: &XdpContext, service_backend: u32, l4_l3: u32) -> bool {
         if opening.key.protocol == protocol::TCP { timestamp::offset(ctx, (l4_l3 >> 16) as u16) } else { 0 };
     (opening.forward.timestamps, opening.reply.timestamps) = (timestamps, timestamps);
     true
+}
+
+/// See [`keep`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_keep4(service_backend: u32) -> u32 {
+    keep::<V4>(service_backend) as u32
+}
+
+/// See [`keep`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn nat_keep6(service_backend: u32) -> u32 {
+    keep::<V6>(service_backend) as u32
+}
+
+/// Starts a flow, whose tuple is in scratch memory, that stays as its client sends it. It needs no port, and no entry
+/// for replies: those find the client as the responder's in other modes do.
+#[inline(always)]
+fn keep<F: Family>(service_backend: u32) -> bool {
+    let Some(scratch) = maps::scratch::<Opening<F::Addr>>() else {
+        return false;
+    };
+    // SAFETY: this CPU's own memory, in which the packet's tuple is.
+    let opening = unsafe { &mut *scratch };
+    let (key, forward) = (&opening.key, &mut opening.forward);
+    (forward.src, forward.dst, forward.sport, forward.dport) = (key.src, key.dst, key.sport, key.dport);
+    (forward.service, forward.backend) = ((service_backend >> 16) as u16, service_backend as u16);
+    (forward.time, forward.state) = (maps::now(), state::TCP_SYN as u32);
+    (forward.direction, forward.flags, forward.timestamps) = (TO_SERVER, 0, 0);
+    forward.last_hop = LastHop { ifindex: 0, macs: [0; 6], tags: [0; 2], mtu: 0, outer_tag: 0 };
+    F::insert_translation(key, forward, 0)
 }
 
 /// The next source port to try. Ports are taken in turn, so that each rests as long as possible, but from a secret start

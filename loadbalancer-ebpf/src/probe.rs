@@ -62,10 +62,11 @@ pub extern "C" fn probe_server(word: u64, service: u32) -> u32 {
     Choice::refused(Refusal::NoServer).word()
 }
 
-/// A packet that is of no flow of ours: perhaps the reply to a probe, of which no flow is kept; else the kernel's.
+/// A packet that is of no flow of ours: perhaps the reply to a probe, of which no flow is kept, or what the responder
+/// sends; else the kernel's.
 #[inline(always)]
 pub fn perhaps_reply<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> Verdict {
-    if probe_is_known(packet.dport.get() as u32) != 0 {
+    if probe_may_be_ours(ctx.ctx, packet.dport.get() as u32) != 0 {
         elsewhere::<F>(ctx);
     }
     Verdict::pass(Outcome::NotOurs)
@@ -77,7 +78,7 @@ pub fn elsewhere<F: Family>(ctx: &XdpContext) {
     maps::tail_call(ctx, if F::V6 { program::SPECIAL6 } else { program::SPECIAL4 });
 }
 
-/// A probe that is not of `nat`, or what may be the reply to one.
+/// A probe that is not of `nat`, what may be the reply to one, or what the responder sends.
 #[inline(always)]
 pub fn handle<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     if is_one(ctx, settings) { to_server::<F>(ctx, settings, packet) } else { to_prober::<F>(ctx, settings, packet) }
@@ -87,7 +88,7 @@ pub fn handle<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<
 fn to_server<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
     let service_id = match classify::vip::<F>(settings, packet.dst, packet.dport, packet.protocol) {
         Some(vip) if vip.kind == Vip::SERVICE => vip.service,
-        _ => return Verdict::pass(Outcome::NotOurs),
+        _ => return from_responder::<F>(ctx, settings, packet),
     };
     let Some(service) = maps::service(service_id) else {
         return Verdict::drop(service_id, Outcome::Internal);
@@ -100,12 +101,32 @@ fn to_server<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F
     dsr::send::<F>(ctx, packet, service_id, service, backend, hash, state::FREE)
 }
 
-/// Whether a port stands for a probe. Exported, as what it needs would be on the caller's stack.
+/// What the responder sends bears the VIP already, and goes back to where its client's packets came from. It was sent
+/// by this machine, so it has spent no hop yet.
+#[inline(never)]
+fn from_responder<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F::Addr>) -> Verdict {
+    let service = match classify::vip::<F>(settings, packet.src, packet.sport, packet.protocol) {
+        Some(vip) if vip.kind == Vip::SERVICE => vip.service,
+        _ => return Verdict::pass(Outcome::NotOurs),
+    };
+    let Some(hop) = F::last_hop(&packet.dst) else {
+        return Verdict::drop(service, Outcome::NoReturnPath);
+    };
+    if let Some(verdict) = forward::unanswered_obstacle(packet, service, hop.ifindex, hop.mtu) {
+        return verdict;
+    }
+    forward::to_client::<F>(ctx, packet, service, hop, Outcome::ReplyForwarded)
+}
+
+/// Whether a packet comes from the prober's namespace, or a port stands for a probe. Exported, as what it needs would
+/// be on the caller's stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn probe_is_known(port: u32) -> u32 {
-    let has_prober = maps::settings().is_some_and(|settings| settings.prober != 0);
-    (has_prober && maps::probe(port).is_some()) as u32
+pub extern "C" fn probe_may_be_ours(ctx: *mut xdp_md, port: u32) -> u32 {
+    let Some(settings) = maps::settings().filter(|settings| settings.prober != 0) else {
+        return 0;
+    };
+    (is_one(&XdpContext::new(ctx), settings) || maps::probe(port).is_some()) as u32
 }
 
 /// See [`perhaps_reply`].

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::admission::accepts;
 use loadbalancer_common::affinity::state;
-use loadbalancer_common::backend::NO_BACKEND;
+use loadbalancer_common::backend::{Backend, NO_BACKEND};
 use loadbalancer_common::clock::{TIME_MASK, age};
 use loadbalancer_common::net::{AnyAddr, ethertype, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
@@ -15,6 +15,7 @@ use loadbalancer_common::path::LastHop;
 use loadbalancer_common::queue::{ClassKey, Held, LARGE_FRAME, SMALL_FRAME, Ticket, cookie, kind};
 use loadbalancer_common::service::{Service, Vip, mode};
 use loadbalancer_common::settings::{Settings, program};
+use network_types::eth::EthHdr;
 
 use crate::affinity;
 use crate::classify;
@@ -38,7 +39,8 @@ pub fn takes<A>(packet: &Packet<A>, service_id: u16, service: &Service, outcome:
         && (packet.is_syn() || (!packet.is_tcp() && service.has(Service::QUEUE_DATAGRAMS)))
         && packet.part == Part::Whole;
     let may_wait_already = outcome == Outcome::UnknownFlow && packet.tcp_flags & tcp_flag::RST != 0;
-    (may_wait && queue_is_open(service_id as u32) != 0) || (may_wait_already && queue_waits(service_id as u32) != 0)
+    (may_wait && queue_is_open(service_id as u32) != 0)
+        || (may_wait_already && queue_hears_resets(service_id as u32) != 0)
 }
 
 /// Whether flows that no server takes are handed over. Exported so that the verifier checks it once by itself.
@@ -65,6 +67,26 @@ pub extern "C" fn queue_waits(service: u32) -> u32 {
     (until != 0 && maps::coarse_ns() < until) as u32
 }
 
+/// Whether resets of unknown flows are for the queue: some flow waits, or clients are challenged, of which the first has
+/// nobody waiting before it. Exported for the same reason as [`queue_is_open`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn queue_hears_resets(service: u32) -> u32 {
+    let Some(state) = maps::service_state(service as u16) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let (open, waiting, challenge) = unsafe {
+        (
+            (&raw const (*state).queue_until).read_volatile(),
+            (&raw const (*state).waiting_until).read_volatile(),
+            (&raw const (*state).challenge).read_volatile(),
+        )
+    };
+    let until = if challenge != 0 && open > waiting { open } else { waiting };
+    (until != 0 && maps::coarse_ns() < until) as u32
+}
+
 /// A record and the frame that is to wait.
 #[repr(C)]
 struct Record<const N: usize> {
@@ -82,13 +104,21 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     let (Some(service), Some(service_state)) = (maps::service(service_id), maps::service_state(service_id)) else {
         return Verdict::drop(service_id, Outcome::Internal);
     };
+    let came_by = queue_came_by();
     let src = any::<F>(packet.src);
     let hash = F::hash(settings.seed, packet.src, packet.dst, packet.sport, packet.dport, packet.protocol);
+    let sequence = if packet.is_tcp() {
+        frame::load::<[u32; 2]>(ctx, packet.l4 as usize).map_or(0, |[_, sequence]| u32::from_be(sequence))
+    } else {
+        0
+    };
     let mut held = Held {
         hash,
         time: maps::precise_ns(),
         src,
-        ifindex: came_by(ctx),
+        // The first time, also if the controller had it meanwhile.
+        ifindex: if came_by != 0 { came_by } else { ctx.ingress_ifindex() as u32 },
+        sequence,
         service: service_id,
         class: 0,
         preferred: NO_BACKEND,
@@ -99,26 +129,24 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         tos: packet.tos,
         ipv6: F::V6 as u8,
         verified: 0,
-        pad: [0; 5],
+        pad: 0,
     };
-    let now = maps::now();
-    if packet.tcp_flags & tcp_flag::RST != 0 && packet.is_tcp() {
-        return reset::<F>(ctx, packet, &mut held, now);
-    }
     if let Some(ticket) = maps::ticket() {
         forget(ticket);
+    }
+    let now = maps::now();
+    if packet.tcp_flags & tcp_flag::RST != 0 && packet.is_tcp() {
+        return reset(&mut held, now);
     }
     let verified = maps::verified(&src.0).is_some_and(|then| now.wrapping_sub(then) <= VERIFIED_TICKS);
     held.verified = verified as u8;
     // SAFETY: the pointer is to a map value; a plain load of an aligned word.
     let challenges = unsafe { (&raw const (*service_state).challenge).read_volatile() } != 0;
-    if challenges && !verified && packet.is_tcp() {
+    // One that comes back has waited already; and its answer would go to where it comes back from.
+    if challenges && !verified && came_by == 0 && packet.is_tcp() {
         return challenge::<F>(ctx, packet, service_id, hash);
     }
-    let family = if F::V6 { 1 << 16 } else { 0 };
-    let bits = if F::V6 { 128 } else { 32 };
-    held.class =
-        maps::class(&ClassKey { prefix_len: 32 + bits, service: service_id as u32 | family, addr: src }) as u16;
+    held.class = maps::class(&ClassKey::new(service_id, F::V6, src, if F::V6 { 128 } else { 32 })) as u16;
     if service.has(Service::CLIENT_AFFINITY) {
         held.preferred = client_server::<F>(settings, packet, service_id, now as u16 & TIME_MASK);
     }
@@ -133,13 +161,6 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
         record::<LARGE_FRAME>(ctx, &held, length)
     };
     Verdict::drop(service_id, if done { Outcome::Queued } else { Outcome::QueueBusy })
-}
-
-/// Interface that a frame came by, also if the controller had it meanwhile.
-#[inline(always)]
-fn came_by(ctx: &XdpContext) -> u32 {
-    let before = queue_came_by();
-    if before != 0 { before } else { ctx.ingress_ifindex() as u32 }
 }
 
 /// Interface that the frame at hand came by before the controller had it; zero: the controller did not give it back.
@@ -166,15 +187,14 @@ fn client_server<F: Family>(settings: &Settings, packet: &Packet<F::Addr>, servi
 
 /// A reset: the answer to a challenge, or the client has given up.
 #[inline(always)]
-fn reset<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>, held: &mut Held, now: u32) -> Verdict {
-    let Some([_, sequence]) = frame::load::<[u32; 2]>(ctx, packet.l4 as usize) else {
-        return Verdict::drop(held.service, Outcome::Internal);
-    };
-    let sequence = u32::from_be(sequence);
-    let answers = sequence == cookie(held.hash, now) || sequence == cookie(held.hash, now.wrapping_sub(1));
+fn reset(held: &mut Held, now: u32) -> Verdict {
+    let answers = held.sequence == cookie(held.hash, now) || held.sequence == cookie(held.hash, now.wrapping_sub(1));
     held.kind = if answers { kind::VERIFIED } else { kind::RESET };
     if answers {
         maps::set_verified(&held.src.0, now);
+    } else if queue_waits(held.service as u32) == 0 {
+        // Nobody has given up.
+        return Verdict::drop(held.service, Outcome::UnknownFlow);
     }
     let Some(mut entry) = maps::queue_record::<Held>() else {
         return Verdict::drop(held.service, Outcome::QueueBusy);
@@ -194,7 +214,8 @@ fn record<const N: usize>(ctx: &XdpContext, held: &Held, length: usize) -> bool 
     // SAFETY: the entry has room for the record; the kernel copies into the frame's room, in which `length` fits.
     let copied = unsafe {
         (&raw mut (*record).held).write(*held);
-        length > 0
+        // Older verifiers conclude nothing from "not zero".
+        length > EthHdr::LEN
             && length <= N
             && bpf_xdp_load_bytes(ctx.ctx, 0, (&raw mut (*record).frame).cast(), length as u32) == 0
     };
@@ -258,7 +279,21 @@ pub fn release<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
     let found = unsafe { *ticket };
     let verdict = with_ticket::<F>(ctx, settings, packet, &found);
     forget(ticket);
-    verdict
+    // An answer goes to its client, not to us.
+    if verdict.action() == xdp_action::XDP_TX { verdict.with_action(redirect(found.ifindex)) } else { verdict }
+}
+
+/// What becomes of a frame that was given back, if it is no packet.
+#[inline(always)]
+pub fn not_released() -> Verdict {
+    let Some(ticket) = maps::ticket() else {
+        return Verdict::pass(Outcome::Malformed);
+    };
+    // SAFETY: this CPU's own memory, which `take_ticket` has filled.
+    let found = unsafe { *ticket };
+    give_back(&found);
+    forget(ticket);
+    Verdict::drop(found.service, Outcome::Internal)
 }
 
 #[inline(always)]
@@ -272,24 +307,29 @@ fn with_ticket<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet
         return Verdict::drop(service_id, Outcome::NoServer);
     };
     if ticket.backend == NO_BACKEND {
-        let verdict = without_server::<F>(ctx, settings, packet, service, ticket);
-        return if verdict.action() == xdp_action::XDP_TX {
-            verdict.with_action(redirect(ticket.ifindex))
-        } else {
-            verdict
-        };
+        return without_server::<F>(ctx, settings, packet, service, ticket);
     }
-    if !maps::backend(ticket.backend).is_some_and(accepts) {
+    let Some(backend) = maps::backend(ticket.backend).filter(|backend| accepts(backend)) else {
         give_back(ticket);
         // It waits again; the controller knows when it came first.
         maps::tail_call(ctx, if F::V6 { program::HOLD6 } else { program::HOLD4 });
         return Verdict::drop(service_id, Outcome::ServerGone);
+    };
+    if backend.has(Backend::LOCAL) {
+        remember_client::<F>(ctx, packet);
     }
-    if service.mode == mode::NAT {
+    let verdict = if service.mode == mode::NAT {
         nat::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
     } else {
         dsr::released::<F>(ctx, settings, packet, service_id, service, ticket.backend)
+    };
+    if verdict.action() != xdp_action::XDP_TX {
+        return verdict;
     }
+    // The responder is behind the interface that the frame came back by, where `XDP_TX` would wake nobody: what GRO
+    // receives is woken by redirected frames only. All else is an answer to the client.
+    let is_sent = verdict.outcome() == Outcome::Forwarded as u32;
+    verdict.with_action(redirect(if is_sent { ctx.ingress_ifindex() as u32 } else { ticket.ifindex }))
 }
 
 /// The answer to a client that gets no server, or none yet.
@@ -327,12 +367,15 @@ fn redirect(ifindex: u32) -> u32 {
     unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
 
-/// Where replies to a frame that the controller gave back go.
-#[inline(always)]
-pub fn last_hop(ctx: &XdpContext, l3: u16) -> Option<LastHop> {
-    let mut hop = parse::last_hop(ctx, l3)?;
+/// Notes where replies to a frame that the controller gave back go.
+#[inline(never)]
+pub fn remember_client<F: Family>(ctx: &XdpContext, packet: &Packet<F::Addr>) -> u32 {
+    let Some(mut hop) = parse::last_hop(ctx, packet.l3) else {
+        return 0;
+    };
     correct(ctx, &mut hop);
-    Some(hop)
+    F::insert_last_hop(&packet.src, &hop);
+    0
 }
 
 /// The interface by which the frame came before the controller had it.

@@ -106,7 +106,7 @@ fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport
         worst(|signal| signal.loss),
         worst(|signal| signal.errors),
         it.active.to_string(),
-        state(it),
+        format!("{}{}", state(it), mark(it)),
         it.last_change.as_ref().map_or_else(none, ago),
         it.last_change.as_ref().map_or_else(none, why),
     ]
@@ -147,6 +147,17 @@ fn state(it: &ServerReport) -> String {
         return "too few samples yet".to_owned();
     }
     if it.correcting { "being corrected".to_owned() } else { "steady".to_owned() }
+}
+
+/// How many flows it may have, where that follows latency.
+fn mark(it: &ServerReport) -> String {
+    let Some(mark) = &it.mark else { return String::new() };
+    let baseline = match mark.baseline_s {
+        _ if mark.lowered => "measures its baseline".to_owned(),
+        Some(baseline_s) => format!("baseline {}", micros(baseline_s)),
+        None => "no baseline yet".to_owned(),
+    };
+    format!("; {} flows at most, {baseline}", mark.flows)
 }
 
 fn why(change: &Change) -> String {

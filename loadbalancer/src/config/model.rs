@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::quality::Quality;
-use super::queue::{QueueLimits, ServiceQueue};
+use super::queue::{QueueLimits, Responder, ServiceQueue};
 use crate::dataplane::kernel::Sizes;
 use crate::health::{AgentCheck, Asks, CheckKind, CommandCheck, Thresholds};
 use crate::quality::standby::{ServiceSettings, Settings};
@@ -138,7 +139,7 @@ pub struct Service {
     /// When lower tiers help the first; none: they get only what it refuses.
     pub tiers: Option<tiers::Settings>,
     /// How new connections wait while no server may take them; none: they are refused.
-    pub queue: Option<ServiceQueue>,
+    pub queue: Option<Arc<ServiceQueue>>,
     pub servers: Vec<Server>,
 }
 
@@ -289,6 +290,11 @@ pub struct Server {
 }
 
 impl Service {
+    /// What its clients are told at the deadline, if they are told more than that there is no server.
+    pub fn responder(&self) -> Option<&Responder> {
+        self.queue.as_ref()?.responder.as_ref()
+    }
+
     /// Port at which a server is asked: the probe's own, else the server's, else that of the first listener with the
     /// protocol. Zero: there is none, and the probe needs none. None: there is none, but one is needed.
     pub fn port_of(&self, server: &Server, kind: &CheckKind, own: Option<u16>) -> Option<u16> {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use loadbalancer_common::clock::{MAX_TICKS, seconds_of_ticks};
@@ -431,7 +432,7 @@ fn service(
     }
     if let Some(section) = section.section("queue", "[service.queue]") {
         let (queue, queue_place) = queue::of_service(section, service.refuse, files);
-        service.queue = Some(queue);
+        service.queue = Some(Arc::new(queue));
         place.queue = queue_place;
     }
     place.queue.marked |= section.has("agent");

@@ -11,6 +11,7 @@ use super::parse::set;
 use super::quality::in_order;
 use super::validate::{ServicePlaces, title};
 use super::walk::{At, Section, Span};
+pub use crate::quality::marks::Settings as AdaptiveMarks;
 use crate::queue::order;
 
 const LEAST_DEADLINE: Duration = Duration::from_millis(10);
@@ -123,20 +124,13 @@ pub enum Marks {
     Adaptive(AdaptiveMarks),
 }
 
-/// Marks that follow from measured latency.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdaptiveMarks {
-    pub min: u32,
-    pub max: u32,
-    /// Latency, as a multiple of the usual one, that is not yet taken to be overload.
-    pub tolerance: f64,
-    /// Share of a new mark in the one that is used.
-    pub smoothing: f64,
-}
-
-impl Default for AdaptiveMarks {
-    fn default() -> Self {
-        Self { min: 4, max: 1_000, tolerance: 1.5, smoothing: 0.2 }
+impl Marks {
+    /// None: they do not follow latency.
+    pub const fn adaptive(&self) -> Option<AdaptiveMarks> {
+        match self {
+            Self::Static => None,
+            Self::Adaptive(settings) => Some(*settings),
+        }
     }
 }
 
@@ -289,6 +283,7 @@ fn marks(section: &Section<'_, '_>, queue: &mut ServiceQueue, place: &mut QueueP
         set(&mut settings.max, section.number("max", 1..=MOST_MARK));
         set(&mut settings.tolerance, section.decimal("tolerance", 1.0..=10.0));
         set(&mut settings.smoothing, section.decimal("smoothing", 0.01..=1.0));
+        set(&mut settings.baseline_age, section.duration("baseline_age", Duration::from_secs(10)..=HOUR, ""));
         in_order(&section, ("min", settings.min), ("max", settings.max));
         section.finish();
     }
@@ -410,7 +405,7 @@ marks = \"static\"
         let listen = "[\"192.0.2.1:80\", \"[2001:db8::1]:*\", \"192.0.2.1:53/udp\"]";
         let servers = format!("{SERVER}[[service.server]]\naddress = \"fd00::1\"\n");
         let text = format!("[[service]]\nname = \"web\"\nlisten = {listen}\n[service.queue]\n{lines}\n{servers}");
-        config(&text).services[0].queue.clone().expect("it queues")
+        config(&text).services[0].queue.as_deref().expect("it queues").clone()
     }
 
     fn net(text: &str) -> IpNet {
@@ -418,14 +413,31 @@ marks = \"static\"
     }
 
     #[test]
+    fn the_example_has_the_defaults() {
+        let text = include_str!("../../examples/queue.toml");
+        let config = crate::config::Config::parse("queue.toml", text).expect("the example is right");
+        assert_eq!(config.queue, QueueLimits::default());
+        let queue = config.services[0].queue.as_deref().expect("the service queues");
+        let usual = ServiceQueue::default();
+        assert_eq!((&queue.order, queue.ring, queue.deadline), (&usual.order, usual.ring, usual.deadline));
+        assert_eq!((queue.source_prefix, queue.verify, queue.marks), (usual.source_prefix, usual.verify, usual.marks));
+    }
+
+    #[test]
     fn an_empty_table_has_the_defaults() {
         let all = config(&format!("{ALL}{SERVER}"));
         assert_eq!(all.queue, QueueLimits { memory: 67_108_864, controller_timeout: Duration::from_secs(5) });
-        assert_eq!(all.services[0].queue, Some(ServiceQueue::default()));
+        assert_eq!(all.services[0].queue.as_deref(), Some(&ServiceQueue::default()));
         assert_eq!(queue(""), ServiceQueue::default());
         let plain = config(&format!("[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n{SERVER}"));
         assert_eq!((plain.queue, &plain.services[0].queue), (QueueLimits::default(), &None));
-        let settings = AdaptiveMarks { min: 4, max: 1_000, tolerance: 1.5, smoothing: 0.2 };
+        let settings = AdaptiveMarks {
+            min: 4,
+            max: 1_000,
+            tolerance: 1.5,
+            smoothing: 0.2,
+            baseline_age: Duration::from_secs(300),
+        };
         assert_eq!(queue("marks = \"adaptive\"").marks, Marks::Adaptive(settings));
         assert_eq!(queue("udp = true").udp_memory, 1_048_576);
     }
@@ -447,7 +459,7 @@ verify = \"never\"
 udp = true
 udp_memory = \"64KiB\"
 marks = \"adaptive\"
-adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01 }";
+adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01, baseline_age = \"10s\" }";
         let order = order::Settings {
             weights: [1_000, 5, 4, 3, 2],
             target: Duration::from_millis(1),
@@ -463,7 +475,13 @@ adaptive = { min = 1, max = 1, tolerance = 1, smoothing = 0.01 }";
             source_prefix: (32, 128),
             verify: Verify::Never,
             udp_memory: 65_536,
-            marks: Marks::Adaptive(AdaptiveMarks { min: 1, max: 1, tolerance: 1.0, smoothing: 0.01 }),
+            marks: Marks::Adaptive(AdaptiveMarks {
+                min: 1,
+                max: 1,
+                tolerance: 1.0,
+                smoothing: 0.01,
+                baseline_age: Duration::from_secs(10),
+            }),
             responder: None,
             classes: Classes::default(),
         };
@@ -563,7 +581,7 @@ dscp = []";
                 "[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n\
                  refuse = \"{refuse}\"\n[service.queue]\n{given}\n{SERVER}"
             );
-            let queue = config(&text).services[0].queue.clone().expect("it queues");
+            let queue = config(&text).services[0].queue.as_deref().expect("it queues").clone();
             assert_eq!(queue.at_deadline, expected, "{text}");
             let usual = Responder { retry_after: Duration::from_secs(10), page: None };
             assert_eq!(queue.responder, (expected == AtDeadline::Respond).then_some(usual));
@@ -706,7 +724,7 @@ dscp = []";
             self.write("lb.toml", format!("{text}\n[service.queue]\n{lines}\n{SERVER}"));
             let here = format!("{}/", self.0.display());
             match Config::load(&self.0.join("lb.toml")) {
-                Ok(config) => Ok(config.services[0].queue.clone().expect("it queues")),
+                Ok(config) => Ok(config.services[0].queue.as_deref().expect("it queues").clone()),
                 Err(errors) => {
                     Err(errors.0.into_iter().map(|error| (error.line, error.message.replace(&here, ""))).collect())
                 }

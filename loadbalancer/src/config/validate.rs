@@ -426,10 +426,12 @@ fn replies(config: &Config, places: &Places, errors: &mut Errors<'_>) {
 /// What of each size of the kernel's tables is used.
 fn limits(config: &Config, places: &Places, errors: &mut Errors<'_>) {
     let limits = &config.limits;
+    let responds = config.services.iter().any(|service| service.responder().is_some());
+    let servers = if responds { "servers and responders" } else { "servers" };
     // Changes are built beside what is in use, hence two rings. Of VIPs a service has four per unit of `services`.
     let resources: [Resource; 4] = [
         Resource::new("services (one per family in nat and dnat)", limits.services, ("services", MOST_SERVICES), 1),
-        Resource::new("servers", limits.backends, ("backends", MOST_BACKENDS), 1),
+        Resource::new(servers, limits.backends, ("backends", MOST_BACKENDS), 1),
         Resource::new("rings (two per service and tier)", limits.rings, ("rings", MOST_RINGS), 1),
         Resource::new("addresses to listen on", limits.vips, ("services", MOST_SERVICES), 4),
     ];
@@ -472,7 +474,7 @@ impl Resource {
     }
 }
 
-/// Services in the kernel, servers, rings and VIPs that a service takes.
+/// Services in the kernel, servers with responders, rings and VIPs that a service takes.
 fn uses(service: &Service) -> [usize; 4] {
     let split = !service.mode.is_dsr();
     let families: HashSet<bool> = service.listen.iter().map(|listen| split && listen.addr.is_ipv6()).collect();
@@ -480,5 +482,6 @@ fn uses(service: &Service) -> [usize; 4] {
         service.servers.iter().map(|server| (split && server.addr.is_ipv6(), server.tier)).collect();
     // A listener has its own entry, and one for ICMP and for the source.
     let vips = service.listen.len() * 2 + families.len() * 3;
-    [families.len(), service.servers.len(), tiers.len() * 2, vips]
+    let responders = if service.responder().is_some() { families.len() } else { 0 };
+    [families.len(), service.servers.len() + responders, tiers.len() * 2, vips]
 }

@@ -22,12 +22,14 @@ use super::desire::{self, ServerId, Standing};
 use super::probes;
 use super::quality::{self, Present, Quality};
 use super::resolver::{Resolved, Targets};
+use super::responder::Responders;
 use super::snapshot::{Change, Snapshot};
 use super::standby::{self, HookDone, StandbyPool};
 use super::watching::{Load, Watching};
 use crate::config::{Config, PassiveShare, Service};
 use crate::dataplane::census::{self, Census};
 use crate::dataplane::desired::DesiredBackend;
+use crate::dataplane::half_open::HalfOpen;
 use crate::dataplane::kernel::AttachMode;
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
 use crate::dataplane::{signals, stats};
@@ -111,6 +113,8 @@ pub struct Controller {
     watching: Watching,
     prober: ProberState,
     queue: QueueState,
+    half_open: HalfOpen,
+    responders: Responders,
     resolved: Resolved,
     targets: watch::Sender<Targets>,
     attached: BTreeMap<String, Result<Attached, String>>,
@@ -156,6 +160,8 @@ impl Controller {
             signals: signals::Tracker::default(),
             watching: Watching::default(),
             queue: QueueState::default(),
+            half_open: HalfOpen::default(),
+            responders: Responders::default(),
             resolved: Resolved::default(),
             targets,
             attached: BTreeMap::new(),
@@ -184,11 +190,8 @@ impl Controller {
     fn follow_config(&mut self) {
         let of_service = |service: &Service| service.servers.iter().map(|it| desire::server_id(service, it)).collect();
         self.ids = self.config.services.iter().map(of_service).collect();
-        let constants = self
-            .config
-            .services
-            .iter()
-            .flat_map(|service| desire::identities(service).map(|identity| (identity, quality_constants(service))));
+        let of_service = |service| desire::identities(service).map(|it| (it, quality::Constants::of(service)));
+        let constants = self.config.services.iter().flat_map(of_service);
         self.constants = constants.collect();
         let mut servers = HashMap::new();
         // All that are there at the beginning begin together, and need no slow start.
@@ -258,6 +261,7 @@ impl Controller {
         self.servers = servers;
         self.follow_channels();
         self.follow_probes();
+        self.follow_responders();
         self.follow_targets();
     }
 
@@ -566,6 +570,9 @@ impl Controller {
         let mut desired =
             desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving(), &self.watching);
         (desired.prober, desired.probes) = self.prober.desired();
+        if let Some(outer) = desired.prober {
+            desire::add_responders(&self.config, outer, &mut desired.services);
+        }
         let result = self.reconciler.apply(&desired);
         if result.is_ok() {
             // Not before the packet path knows where they go.
@@ -739,13 +746,15 @@ impl Controller {
     /// Whether the kernel has servers that are in no configuration any more.
     fn has_orphans(&self) -> bool {
         let known = |(service, backend): &(u64, u64)| ServerId { service: *service, backend: *backend };
-        self.reconciler.numbers.backends.keys().any(|key| !self.servers.contains_key(&known(key)))
+        let mut servers = self.reconciler.numbers.backends.keys().filter(|(_, it)| *it != desire::responder_identity());
+        servers.any(|key| !self.servers.contains_key(&known(key)))
     }
 
     /// Once a second: counts flows, corrects the packet path's counters, and sets the marks that follow from them.
     pub fn on_tick(&mut self) -> Result<(), ReconcileError> {
         let now = Instant::now();
         self.count(now)?;
+        self.sweep_half_open()?;
         self.mark_hot()?;
         if now >= self.compare_due {
             self.compare_due = now + COMPARE;
@@ -785,15 +794,4 @@ impl Controller {
             self.config.services.iter().flat_map(|service| &service.listen).map(|listen| listen.addr).collect();
         vips.into_iter()
     }
-}
-
-/// A service's constants; where it is asked seldom, it is not stale as soon.
-fn quality_constants(service: &Service) -> quality::Constants {
-    let mut settings = service.quality.clone();
-    let intervals = service.check.iter().map(|check| check.interval + check.timeout);
-    let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
-    if let Some(shortest) = intervals.chain(monitors).min() {
-        settings.measure.stale_after = settings.measure.stale_after.max(shortest * 3);
-    }
-    quality::Constants { quality: settings, tiers: service.tiers.clone() }
 }

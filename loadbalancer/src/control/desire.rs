@@ -1,7 +1,7 @@
 //! From configuration and what is known of servers and network, the state that the kernel should have. Pure.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use loadbalancer_common::affinity::state;
@@ -18,7 +18,7 @@ use super::watching::Watching;
 use crate::config::{Affinity, Channel, Config, Mode, OnServerDown, Refuse, Server, Service, Timeouts, Tunnel};
 use crate::dataplane::desired::{Desired, DesiredBackend, DesiredService, identity};
 use crate::health::Health;
-use crate::network::header::{Encapsulation, path};
+use crate::network::header::{Encapsulation, inwards, path};
 use crate::network::hop::{Via, Way};
 use crate::network::policy::PolicyRoute;
 use crate::quality::channel::Slots;
@@ -268,6 +268,34 @@ pub fn desired(
         services,
         prober: None,
         probes: Vec::new(),
+    }
+}
+
+/// Who the responder is among the backends of each service that has one.
+pub fn responder_identity() -> u64 {
+    identity(&[b"responder"])
+}
+
+/// Gives each service that answers at the deadline its responder, behind the outer end of the prober's pair.
+pub fn add_responders(config: &Config, outer: u32, desired: &mut [DesiredService]) {
+    let responding = config.services.iter().filter(|service| service.responder().is_some());
+    let identities: HashSet<u64> = responding.flat_map(identities).collect();
+    for service in desired.iter_mut().filter(|service| identities.contains(&service.identity)) {
+        service.backends.push(DesiredBackend {
+            identity: responder_identity(),
+            addr: Ipv4Addr::UNSPECIFIED.into(),
+            port: None,
+            source: None,
+            flags: Backend::LOCAL | Backend::ACCEPTS,
+            tier: 0,
+            ring: 0,
+            help: None,
+            load: 0,
+            nominal: 0,
+            set_weight: 0,
+            high_water: u32::MAX,
+            paths: vec![inwards(outer)],
+        });
     }
 }
 

@@ -11,6 +11,7 @@ pub mod probes;
 pub mod quality;
 pub mod queue;
 pub mod resolver;
+pub mod responder;
 pub mod snapshot;
 pub mod standby;
 pub(crate) mod start;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::desire::ServerId;
+use crate::config::Service;
 use crate::dataplane::signals::{Interval, Latencies};
 use crate::health::{AgentAdmin, AgentState, ProbeError, Word as AgentWord};
 use crate::quality::explain::{GroupReport, ServerReport};
@@ -24,6 +25,20 @@ pub struct Constants {
     pub quality: Settings,
     /// None: lower tiers get only what the first refuses.
     pub tiers: Option<tiers::Settings>,
+}
+
+impl Constants {
+    /// Of a service; where it is asked seldom, it is not stale as soon.
+    pub fn of(service: &Service) -> Self {
+        let mut quality = service.quality.clone();
+        quality.marks = service.queue.as_ref().and_then(|queue| queue.marks.adaptive());
+        let intervals = service.check.iter().map(|check| check.interval + check.timeout);
+        let monitors = service.monitors.iter().map(|monitor| monitor.interval + monitor.timeout);
+        if let Some(shortest) = intervals.chain(monitors).min() {
+            quality.measure.stale_after = quality.measure.stale_after.max(shortest * 3);
+        }
+        Self { quality, tiers: service.tiers.clone() }
+    }
 }
 
 /// What measured quality makes of a server.
@@ -347,5 +362,59 @@ pub fn word(said: &AgentWord) -> Word {
             memory: said.memory,
             requests_in_flight: said.in_flight.map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn marks_follow_latency_where_the_queue_of_a_service_says_so() {
+        let marks = |queue: &str| {
+            let text = format!(
+                "[gateway]\ninterfaces = \"eth0\"\n[[service]]\nname = \"web\"\nlisten = \"192.0.2.1:80\"\n{queue}\
+                 [[service.server]]\naddress = \"10.0.0.1\"\nhigh_water = 10\n"
+            );
+            let config = Config::parse("test.toml", &text).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+            Constants::of(&config.services[0]).quality.marks
+        };
+        assert_eq!(marks(""), None);
+        assert_eq!(marks("[service.queue]\n"), None);
+        let adaptive = "[service.queue]\nmarks = \"adaptive\"\nadaptive = { max = 50 }\n";
+        assert_eq!(marks(adaptive).map(|marks| marks.max), Some(50));
+    }
+
+    #[test]
+    fn the_packet_path_is_told_of_a_mark_that_follows_latency() {
+        let start = Instant::now();
+        let mut quality = Quality::new(start);
+        let settings = Settings { marks: Some(Default::default()), ..Settings::default() };
+        let constants = HashMap::from([(1, Constants { quality: settings, tiers: None })]);
+        let key = ServerKey(1);
+        let mut present = Present {
+            key,
+            id: ServerId { service: 1, backend: 1 },
+            tier: 0,
+            nominal: Nominal { weight: 1, high_water: None },
+            entry: Entry::Known,
+            up: true,
+            active: 0,
+            word: Word::default(),
+        };
+        let mut marks = Vec::new();
+        for tick in 1..=40 {
+            let now = start + Duration::from_millis(250) * tick;
+            for _ in 0..10 {
+                quality.sample(key, Kind::Check, Ok(Duration::from_millis(10)), now);
+            }
+            let step = quality.step(std::slice::from_ref(&present), &constants, now);
+            let mark = quality.given(key).and_then(|given| given.high_water).expect("it has a mark");
+            assert!(step.changed || marks.last() == Some(&mark));
+            present.active = mark;
+            marks.push(mark);
+        }
+        assert!(marks[0] == 4 && marks[39] > 20, "{marks:?}");
     }
 }

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::queue::{Held, Ticket};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -29,6 +30,8 @@ const CHALLENGE: usize = 4;
 
 /// Records that are read before what they led to is sent.
 const RECORDS: usize = 1024;
+/// Before all ordinary threads.
+const NICE: libc::c_int = -20;
 /// Frames of one system call.
 const FRAMES: usize = 64;
 /// While something waits, room is looked for so often even if nothing tells of it: a mark may have been raised.
@@ -91,9 +94,11 @@ impl QueueThread {
     /// Tells which services queue, and by what they go. `lease`: how long the packet path goes on without a sign of life.
     pub fn follow(&mut self, plans: Vec<Plan>, memory: u64, lease: Duration) {
         let now = (plans, memory, lease);
-        if self.told.as_ref() != Some(&now) {
-            let (plans, memory, lease) = now.clone();
-            self.told = Some(now);
+        let is_news = self.told.as_ref() != Some(&now);
+        let (plans, memory, lease) = now.clone();
+        // Also if it is the same, so that what is compared by address next time is the newest.
+        self.told = Some(now);
+        if is_news {
             self.send(Command::Follow { plans, memory, lease });
         }
     }
@@ -125,6 +130,11 @@ impl Drop for QueueThread {
     }
 }
 
+/// Whether clients of a service have to show that they are at their address.
+pub fn challenges(maps: &Maps, service: u16) -> bool {
+    maps.service_state.value(usize::from(service))[CHALLENGE].load(Ordering::SeqCst) != 0
+}
+
 struct Worker {
     buffer: RingBuf<MapData>,
     maps: Maps,
@@ -140,12 +150,21 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        // A free place is to be used at once, whatever else the machine does; there is little to do for each.
+        // SAFETY: a system call without pointers, on this thread.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
+            tracing::debug!("the queue's thread has no priority: {}", io::Error::last_os_error());
+        }
         let mut out = Vec::new();
         loop {
             self.wait();
             loop {
                 match self.commands.try_recv() {
-                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return,
+                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                        // Services that queue no more are told so; for the others it is the last sign of life.
+                        self.renew(now());
+                        return;
+                    }
                     Ok(command) => self.obey(command),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
@@ -239,6 +258,21 @@ impl Worker {
         true
     }
 
+    /// Tells the engine how many were challenged, from which it concludes whether a flood goes on.
+    fn count_challenges(&mut self, now: Duration) {
+        let challenged: Vec<u16> =
+            self.leased.iter().filter(|(_, (_, asks))| *asks).map(|(service, _)| *service).collect();
+        for service in challenged {
+            match self.maps.outcomes.get_per_cpu(&u32::from(service)) {
+                Ok(counters) => {
+                    let sum = counters.iter().map(|it| it.0[Outcome::Challenged as usize]).sum();
+                    self.engine.challenged(service, sum, now);
+                }
+                Err(error) => tracing::debug!(%error, "it is not known how many were challenged"),
+            }
+        }
+    }
+
     /// Gives frames back to the packet path.
     fn send(&mut self, out: &mut Vec<Out>) {
         let Some(socket) = &self.socket else {
@@ -272,7 +306,8 @@ impl Worker {
             if due || before != Some((waits, challenges)) {
                 let state = self.maps.service_state.value(usize::from(service));
                 state[QUEUE_UNTIL].store(until, Ordering::SeqCst);
-                state[WAITING_UNTIL].store(if waits { until } else { 0 }, Ordering::SeqCst);
+                // Who has to show where it is must not get a server unseen, even if there is room.
+                state[WAITING_UNTIL].store(if waits || challenges { until } else { 0 }, Ordering::SeqCst);
                 state[CHALLENGE].store(u64::from(challenges), Ordering::SeqCst);
             }
         }
@@ -283,6 +318,7 @@ impl Worker {
         }
         if due {
             self.renewed = now;
+            self.count_challenges(now);
         }
         begins
     }

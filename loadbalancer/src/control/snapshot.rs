@@ -154,7 +154,8 @@ pub fn of_pins(pins: &Path) -> Result<Snapshot, SnapshotError> {
         };
         add_outcomes(&mut service.outcomes, &found.outcomes);
         let accepts = |found: &KernelBackend| found.backend.has(Backend::ACCEPTS) && !found.backend.has(Backend::DOWN);
-        let members = || kernel.backends.values().filter(|found| found.backend.service == *number);
+        let is_server = |backend: &Backend| backend.service == *number && !backend.has(Backend::LOCAL);
+        let members = || kernel.backends.values().filter(|found| is_server(&found.backend));
         let total: u64 = members().filter(|found| accepts(found)).map(|found| u64::from(found.backend.weight)).sum();
         service.servers = members()
             .map(|found| {

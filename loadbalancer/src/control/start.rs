@@ -169,7 +169,7 @@ pub async fn run(path: &Path) -> Result<()> {
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     // Without a controller nobody probes.
-    controller.close_prober(true);
+    close_prober(&network, &mut controller, true).await;
     stop(&network, &controller, &assigned).await
 }
 
@@ -198,7 +198,16 @@ async fn follow_prober(network: &Network, controller: &mut Controller) {
             controller.miss_prober(format!("{error:#}"));
         }
     } else {
-        controller.close_prober(false);
+        close_prober(network, controller, false).await;
+    }
+}
+
+/// What goes wrong is logged; the interface then goes a little later.
+async fn close_prober(network: &Network, controller: &mut Controller, stop: bool) {
+    if let Some(interface) = controller.close_prober(stop)
+        && let Err(error) = network.remove_link(&interface).await
+    {
+        tracing::warn!(%interface, %error, "the interface of checks through VIPs stays for a while");
     }
 }
 

@@ -199,6 +199,9 @@ pub fn count(maps: &Maps) -> Result<Vec<Count>, MapError> {
 
 /// A server by its address.
 pub fn name(backend: &Backend) -> String {
+    if backend.has(Backend::LOCAL) {
+        return "responder".to_owned();
+    }
     let addr = stats::address(backend);
     match backend.port.get() {
         0 => addr.to_string(),

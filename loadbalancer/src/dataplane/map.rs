@@ -16,6 +16,7 @@ use bytemuck::{Pod, Zeroable};
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 /// Entries that one batch look-up asks for.
@@ -196,6 +197,30 @@ impl<K: Pod, V: Pod> Map<K, V> {
                 return Ok(());
             }
             cursor = Some(next);
+        }
+    }
+
+    /// All keys, one by one: for maps that have no batches, or whose batches want another cursor. Keys that come or go meanwhile
+    /// may be seen or not.
+    pub fn keys(&self) -> Result<Vec<K>, MapError> {
+        let mut keys: Vec<K> = Vec::new();
+        loop {
+            let mut next = K::zeroed();
+            let before = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
+            let mut attr = ElementAttr {
+                map_fd: self.fd.as_raw_fd() as u32,
+                pad: 0,
+                key: before,
+                value: std::ptr::from_mut(&mut next) as u64,
+                flags: 0,
+            };
+            match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+                // One that goes meanwhile has the walk begin anew.
+                Ok(()) if keys.len() < self.entries as usize => keys.push(next),
+                Ok(()) => return Ok(keys),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
+                Err(error) => return Err(self.error("list", error)),
+            }
         }
     }
 

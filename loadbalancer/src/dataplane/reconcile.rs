@@ -120,11 +120,12 @@ impl Reconciler {
         &self.actual.settings
     }
 
-    /// The backends that a service has in the kernel.
+    /// The servers that a service has in the kernel.
     pub fn backends_of(&self, service: u16) -> impl Iterator<Item = (u16, &Backend)> {
         let backends = self.actual.backends.iter().enumerate();
+        let is_server = |backend: &Backend| backend.has(Backend::PRESENT) && !backend.has(Backend::LOCAL);
         backends
-            .filter(move |(_, backend)| backend.service == service && backend.has(Backend::PRESENT))
+            .filter(move |(_, backend)| backend.service == service && is_server(backend))
             .map(|(id, backend)| (id as u16, backend))
     }
 
@@ -523,7 +524,8 @@ impl Reconciler {
 
     /// What replies of the servers of a `dnat` service look like.
     fn replies(&self, service: &DesiredService, id: u16, replies: &mut BTreeMap<Target, Reply>) {
-        for backend in &service.backends {
+        // The responder's bear the VIP already.
+        for backend in service.backends.iter().filter(|backend| backend.flags & Backend::LOCAL == 0) {
             let Some(number) = self.numbers.backends.get(&(service.identity, backend.identity)) else {
                 continue;
             };

@@ -77,13 +77,19 @@ const fn phase(phase: Phase) -> &'static str {
 
 fn of_servers(registry: &mut Registry, told: &Told) {
     type Read = fn(&ServerReport) -> Option<f64>;
-    let all: [(&str, &str, Read); 4] = [
+    let all: [(&str, &str, Read); 6] = [
         ("server_weight_factor", "What measured quality makes of a server's weight", |it| Some(it.factor)),
         ("server_score_ratio", "Latency over that of the server in the middle, with failures counted in", |it| {
             it.badness
         }),
         ("server_slow_start_ratio", "Part of its weight that slow start gives a server", |it| Some(it.slow_start)),
         ("server_ejected", "Whether a server is ejected", |it| Some(f64::from(u8::from(it.ejection.is_some())))),
+        ("server_mark", "Flows that a server may have at once, as its latency has it", |it| {
+            it.mark.map(|mark| f64::from(mark.flows))
+        }),
+        ("server_baseline_seconds", "Mean latency of a server with few flows", |it| {
+            it.mark.and_then(|mark| mark.baseline_s)
+        }),
     ];
     for (name, help, read) in all {
         let family = Family::<ServerLabels, Ratio>::default();

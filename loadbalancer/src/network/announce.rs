@@ -2,12 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use loadbalancer_common::checksum::{finish, sum_bytes};
 use loadbalancer_common::net::{ethertype, protocol};
+use socket2::Type;
 
-use super::NetworkError;
+use super::{NetworkError, frames};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// All nodes of the segment, as Ethernet and as IPv6 address (RFC 2464, section 7; RFC 4291, section 2.7.1).
@@ -75,29 +75,8 @@ fn unsolicited_advertisement(mac: [u8; 6], vip: Ipv6Addr) -> Vec<u8> {
 }
 
 fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: a system call without pointers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all-zero is a valid socket address.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = ifindex as i32;
-    // SAFETY: frame and address live through the call, and their lengths are given.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            std::ptr::from_ref(&address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    frames::socket(ifindex, Type::RAW, 0)?.send(frame)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use loadbalancer_common::checksum::sum_bytes;
 use loadbalancer_common::net::{ethertype, protocol};
 use loadbalancer_common::path::{HEADER_ROOM, Path, encap};
+use loadbalancer_common::probe::MAC;
 
 use super::hop::Hop;
+use super::prober;
 
 /// Time to live of outer headers: the default of Linux.
 const TTL: u8 = 64;
@@ -36,6 +38,19 @@ pub enum HeaderError {
         "the way has room for packets of {0} bytes only, after encapsulation, and {SMALLEST_MTU} are the least; raise its MTU"
     )]
     TooNarrow(u16),
+}
+
+/// The path through the outer end of the prober's pair, to what listens in its namespace.
+pub fn inwards(outer: u32) -> Path {
+    let mut header = [0; HEADER_ROOM];
+    header[..6].copy_from_slice(&MAC);
+    // Anything that is no group address will do for a source: nobody answers to it.
+    header[6..12].copy_from_slice(&MAC);
+    header[6 + 5] ^= 1;
+    header[12..14].copy_from_slice(&ethertype::IPV4.to_be_bytes());
+    let l2_len = 14;
+    let (encap, channel, pad, outer_sum) = (encap::NONE, 0, [0; 2], 0);
+    Path { ifindex: outer, mtu: prober::MTU as u16, header_len: l2_len, l2_len, encap, channel, pad, outer_sum, header }
 }
 
 /// The path over a next hop to a server.

@@ -6,6 +6,7 @@
 
 pub mod announce;
 pub mod facts;
+pub mod frames;
 pub mod header;
 pub mod hop;
 pub mod policy;

@@ -4,34 +4,52 @@
 //! A VIP is not an address of the gateway, and what a socket of the gateway's sends never meets XDP. So probes are sent from
 //! the inner end of the pair; at its outer end they run through the packet path like the packets of a client.
 //!
+//! The other way round, the packet path sends here what the controller itself is to answer: whatever comes in by the
+//! pair is local, so a socket that listens on a VIP gets it.
+//!
 //! The namespace has no name: it ends with this process, however that ends, and the kernel removes the pair with it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use loadbalancer_common::probe::MAC;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{oneshot, watch};
 
-use super::{Network, NetworkError};
+use super::{Network, NetworkError, frames};
 use crate::dataplane::desired::identity;
 
 /// Name of the inner end.
 const INNER: &str = "probe";
 /// Room for what any server answers on Ethernet.
-const MTU: u32 = 1500;
+pub const MTU: u32 = 1500;
+/// The loopback interface, in every namespace.
+const LOOPBACK: u32 = 1;
+/// Table of what comes in by the pair; the main table is for what goes out.
+const INWARDS: u32 = 76;
+/// Before the rule of the main table, which has 32,766.
+const INWARDS_PRIORITY: u32 = 76;
+/// Segments of this size fit into the smallest MTU of IPv6 (RFC 8200, section 5), and into any that there is in IPv4.
+const SEGMENT: u32 = 1280 - 40 - 20;
+/// Connections that nobody has accepted yet.
+const BACKLOG: i32 = 1024;
+/// How long a peer may leave data without an acknowledgement, also when the connection is closed: a socket holds the
+/// namespace.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -118,6 +136,7 @@ impl Prober {
             .and_then(|result| result)
             .map_err(failed("have the inner interface receive from XDP"))?;
         set_routes(&handle, inner_index).await.map_err(netlink("set the routes of probes"))?;
+        set_inwards(&handle).await.map_err(netlink("have what comes in by the pair be local"))?;
         let (addresses, wanted) = watch::channel(BTreeSet::new());
         tokio::spawn(keep_addresses(handle, inner_index, wanted));
         Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, inner_index, jobs, addresses })))
@@ -148,6 +167,30 @@ impl Prober {
         });
     }
 
+    /// A listener in the namespace, on an address that is not one of its own: a VIP.
+    ///
+    /// # Errors
+    /// As when a socket listens.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        run(&self.0.jobs, move || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            if address.is_ipv4() {
+                socket.set_ip_transparent_v4(true)?;
+            } else {
+                set_transparent_v6(&socket)?;
+            }
+            socket.set_reuse_address(true)?;
+            // Connections inherit both.
+            socket.set_tcp_mss(SEGMENT)?;
+            socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .await?
+    }
+
     /// A socket in the namespace.
     ///
     /// # Errors
@@ -165,20 +208,7 @@ impl Prober {
     pub async fn frames(&self) -> io::Result<Socket> {
         let inner_index = self.0.inner_index;
         run(&self.0.jobs, move || {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-            let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-                let address = storage.cast::<libc::sockaddr_ll>();
-                // SAFETY: the storage has room for any socket address, and is all zeroes.
-                unsafe {
-                    (*address).sll_family = libc::AF_PACKET as u16;
-                    (*address).sll_ifindex = inner_index as i32;
-                    *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-                }
-                Ok(())
-            };
-            // SAFETY: the closure makes a whole address of its family.
-            let ((), address) = unsafe { SockAddr::try_init(address) }?;
-            socket.bind(&address)?;
+            let socket = frames::socket(inner_index, Type::RAW, 0)?;
             // Frames go on at once; a queue in between would only add latency.
             let on: libc::c_int = 1;
             // SAFETY: the option takes an integer, which lives through the call.
@@ -236,6 +266,39 @@ async fn set_routes(handle: &Handle, inner_index: u32) -> Result<(), rtnetlink::
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(inner_index).build();
         handle.route().add(v6).replace().execute().await?;
     }
+    Ok(())
+}
+
+/// Whatever comes in by the pair is for a socket here, whatever its address is.
+async fn set_inwards(handle: &Handle) -> Result<(), rtnetlink::Error> {
+    handle.link().change(LinkUnspec::new_with_index(LOOPBACK).up().build()).execute().await?;
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().kind(RouteType::Local).scope(RouteScope::Host);
+    handle.route().add(v4.table_id(INWARDS).output_interface(LOOPBACK).build()).replace().execute().await?;
+    let rule = || {
+        let rule = handle.rule().add().input_interface(INNER).table_id(INWARDS).priority(INWARDS_PRIORITY);
+        rule.action(RuleAction::ToTable)
+    };
+    rule().v4().execute().await?;
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().kind(RouteType::Local);
+        handle.route().add(v6.table_id(INWARDS).output_interface(LOOPBACK).build()).replace().execute().await?;
+        rule().v6().execute().await?;
+    }
+    Ok(())
+}
+
+fn set_transparent_v6(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an integer, which lives through the call.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IPV6,
+            libc::IPV6_TRANSPARENT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })?;
     Ok(())
 }
 

@@ -47,6 +47,8 @@ pub struct ServerReport {
     pub correcting: bool,
     pub signals: Vec<SignalReport>,
     pub word: Word,
+    /// None: its mark does not follow latency.
+    pub mark: Option<MarkReport>,
     pub ejection: Option<EjectionReport>,
     pub last_change: Option<Change>,
 }
@@ -82,6 +84,21 @@ pub struct EjectionReport {
     pub ends_in_s: f64,
     /// Ejections that count for its length.
     pub count: u32,
+}
+
+/// How many flows a server may have at once, as its latency has it. Slow start, `high_water` and its agent may allow
+/// less.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MarkReport {
+    pub flows: u32,
+    /// Mean latency while it has few flows; None: not known yet.
+    pub baseline_s: Option<f64>,
+    /// Mean latency that the mark last followed.
+    pub latency_s: Option<f64>,
+    /// Where they are from; None: too little is measured, the mark is frozen.
+    pub signal: Option<Kind>,
+    /// It is lowered for a moment, to measure the baseline.
+    pub lowered: bool,
 }
 
 /// The last change of a server's share of the ring.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::eject::{self, Cause};
 use super::explain::{Change, EjectionReport, GroupReport, Reason, ServerReport, SignalReport};
 use super::law::{self, Member, Seen};
+use super::marks::Mark;
 use super::measure::{self, Measures, Relative, nearest_to_clients};
 use super::signal::{Counts, Failure, Kind, Sample, ServerKey, Word, WordState};
 use super::window::Window;
@@ -108,6 +109,8 @@ struct Server {
     up: bool,
     word: Word,
     active: u32,
+    /// There if marks follow latency, from the next step on.
+    mark: Option<Mark>,
     measures: Measures,
     record: eject::Record,
     factor: f64,
@@ -191,6 +194,7 @@ impl Group {
             up: true,
             word: Word::default(),
             active: 0,
+            mark: None,
             measures: Measures::default(),
             record,
             factor: adopted.factor.clamp(law.floor, law.ceiling),
@@ -267,6 +271,9 @@ impl Group {
         if server.measures.is_telling(sample, now, &self.settings.measure) {
             server.record.sample(sample.kind, sample.result.is_ok());
         }
+        if let Some(mark) = &mut server.mark {
+            mark.sample(sample, now);
+        }
         server.measures.sample(sample, now);
     }
 
@@ -275,6 +282,9 @@ impl Group {
         let Some(server) = self.servers.get_mut(&counts.target.server) else { return };
         if !server.up && server.refuses {
             return;
+        }
+        if let Some(mark) = &mut server.mark {
+            mark.counts(counts, now);
         }
         server.record.counts(counts.kind, counts.latencies.count(), counts.losses + counts.errors);
         server.measures.counts(counts, now);
@@ -295,6 +305,7 @@ impl Group {
         self.serve(now);
         self.follow_law(now, elapsed);
         self.keep_sound();
+        self.follow_marks(now);
         let publish = self.publish(now);
         Step { servers: self.weights(now), publish, events }
     }
@@ -373,6 +384,7 @@ impl Group {
             correcting: server.correcting,
             signals: signals.collect(),
             word: server.word,
+            mark: self.settings.marks.as_ref().zip(server.mark.as_ref()).map(|(it, mark)| mark.explain(it)),
             ejection: server.record.ejection().map(|ejection| EjectionReport {
                 cause: ejection.cause,
                 ends_in_s: ejection.until.saturating_sub(now).as_secs_f64(),
@@ -499,6 +511,24 @@ impl Group {
         }
     }
 
+    /// Marks are lowered of one server in ten at a time, and of one at least: the others serve meanwhile.
+    fn follow_marks(&mut self, now: Duration) {
+        let Some(settings) = &self.settings.marks else {
+            self.servers.values_mut().for_each(|server| server.mark = None);
+            return;
+        };
+        let most = self.servers.len().div_ceil(10);
+        let is_lowered = |server: &Server| server.mark.as_ref().is_some_and(Mark::is_lowered);
+        let mut lowered = self.servers.values().filter(|server| is_lowered(server)).count();
+        for server in self.servers.values_mut() {
+            let before = is_lowered(server);
+            let kind = server.measures.nearest(&self.settings.measure).filter(|_| !server.stale);
+            let mark = server.mark.get_or_insert_with(|| Mark::new(settings, server.active));
+            mark.step(settings, kind, server.active, lowered < most, now);
+            lowered = lowered + usize::from(mark.is_lowered()) - usize::from(before);
+        }
+    }
+
     /// Remembers what servers are worth that do not fail.
     fn keep_sound(&mut self) {
         let total = self.total();
@@ -575,10 +605,9 @@ impl Group {
         let whole = |weight: f64| ((weight * SCALE).round() as u32).max(1);
         let weight = |(key, server): (&ServerKey, &Server)| {
             let ramp = self.ramp(server, now);
-            let high_water = match (server.nominal.high_water, server.word.max_connections) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
+            let adaptive = self.settings.marks.as_ref().zip(server.mark.as_ref()).map(|(it, mark)| mark.mark(it));
+            let marks = [server.nominal.high_water, server.word.max_connections, adaptive];
+            let high_water = marks.into_iter().flatten().min();
             ServerWeight {
                 server: *key,
                 weight: if server.serving { whole(self.effective(server, now)) } else { 0 },

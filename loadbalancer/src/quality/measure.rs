@@ -156,6 +156,18 @@ impl Measures {
         self.signals.iter().map(|(kind, kept)| (*kind, &kept.window))
     }
 
+    /// The kind with enough samples that is nearest to what clients ask. Never handshakes: the kernel of a busy server
+    /// answers for it.
+    pub fn nearest(&self, settings: &Settings) -> Option<Kind> {
+        let mean =
+            |(kind, window): (Kind, &Window)| (kind == Kind::Response, window.mean_ns().unwrap_or_default(), kind);
+        let known = self
+            .windows()
+            .filter(|(kind, window)| *kind != Kind::Handshake && window.latencies() >= settings.min_samples);
+        let nearest = known.map(mean).max_by(|one, other| one.0.cmp(&other.0).then(one.1.total_cmp(&other.1)));
+        nearest.map(|(.., kind)| kind)
+    }
+
     /// Nothing came in for a while, or ever.
     pub fn is_stale(&self, now: Duration, settings: &Settings) -> bool {
         let last = self.windows().filter_map(|(_, window)| window.last()).max();
@@ -497,6 +509,25 @@ mod tests {
             assert!(measures.is_telling(&refused, Duration::from_secs(2), &settings), "an error is an answer");
             assert!(measures.is_telling(&late, Duration::from_secs(4), &settings), "clients are answered no more");
         }
+    }
+
+    #[test]
+    fn what_is_nearest_to_clients_is_never_a_handshake_or_what_has_few_samples() {
+        let settings = Settings::default();
+        let mut measures = fed(Kind::Handshake, 50, 1.0);
+        assert_eq!(measures.nearest(&settings), None);
+        for (kind, per_tick, latency_ms, wanted) in [
+            (Kind::Monitor(0), 10, 20.0, Kind::Monitor(0)),
+            (Kind::Check, 10, 5.0, Kind::Monitor(0)),
+            (Kind::Monitor(1), 10, 30.0, Kind::Monitor(1)),
+            (Kind::Response, 10, 1.0, Kind::Response),
+        ] {
+            feed(&mut measures, kind, per_tick, latency_ms, 20, 21);
+            assert_eq!(measures.nearest(&settings), Some(wanted), "{kind}");
+        }
+        let mut few = fed(Kind::Check, 10, 5.0);
+        feed(&mut few, Kind::Response, 1, 50.0, 20, 21);
+        assert_eq!(few.nearest(&settings), Some(Kind::Check));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod measure;
 pub mod law;
 pub mod eject;
 pub mod start;
+pub mod marks;
 pub mod group;
 pub mod adopt;
 pub mod explain;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub law: law::Settings,
     pub eject: eject::Settings,
     pub start: start::Settings,
+    /// High-water marks that follow from latency; None: only as configured and as agents say.
+    pub marks: Option<marks::Settings>,
 }
 
 impl Default for Settings {
@@ -52,6 +55,7 @@ impl Default for Settings {
             law: Default::default(),
             eject: Default::default(),
             start: Default::default(),
+            marks: None,
         }
     }
 }

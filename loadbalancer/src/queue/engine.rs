@@ -21,11 +21,12 @@ const REMEMBERED: usize = 1 << 16;
 /// Clients must show that they are at their address once this part of the entries is of some that have not (`verify = "auto"`):
 /// as SYN cookies, which begin when a backlog is full.
 const UNVERIFIED_PART: usize = 4;
-/// How long they have to, at least. A flood that goes on begins it anew.
+/// How long they have to once a flood is over: as long as more challenges than a tenth of that part stay without an answer each
+/// time that they are counted, it is not.
 const CHALLENGE_FOR: Duration = Duration::from_secs(60);
 
 /// A service whose flows may wait, as it is in the kernel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     pub service: u16,
     pub name: String,
@@ -36,6 +37,17 @@ pub struct Plan {
     pub responder: u16,
     /// Whether clients that are refused are told so.
     pub tells: bool,
+}
+
+/// Settings may have many prefixes, and are mostly the very same.
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        let rest = |plan: &Self| (plan.service, plan.responder, plan.tells);
+        rest(self) == rest(other)
+            && self.name == other.name
+            && self.servers == other.servers
+            && (Arc::ptr_eq(&self.settings, &other.settings) || self.settings == other.settings)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +89,8 @@ struct Parked {
     ifindex: u32,
     preferred: u16,
     is_datagram: bool,
+    /// Of the first packet, see [`Held`].
+    sequence: u32,
 }
 
 /// When a flow that was released came first, and until when it may wait.
@@ -84,6 +98,7 @@ struct Parked {
 struct Before {
     arrived: Duration,
     deadline: Duration,
+    sequence: u32,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +116,9 @@ struct Service {
     classes: Vec<Class>,
     repeated: u64,
     challenge_until: Option<Duration>,
+    /// Challenges until they were counted last, and answers to them since.
+    challenged: Option<u64>,
+    answered: u64,
 }
 
 /// The queues of all services.
@@ -167,9 +185,15 @@ impl Engine {
             return;
         };
         match held.kind {
-            kind::VERIFIED => drop(service.queue.verify(held.hash)),
+            kind::VERIFIED => {
+                service.answered += 1;
+                service.queue.verify(held.hash);
+            }
             kind::RESET => {
-                if let Some(entry) = service.queue.remove(held.hash) {
+                // It must know the number of its first packet, as whoever ends a connection.
+                let known = service.queue.get(held.hash).map(|entry| entry.value.sequence);
+                let is_its_own = known.is_some_and(|known| held.sequence.wrapping_sub(known) <= 1);
+                if let Some(entry) = is_its_own.then(|| service.queue.remove(held.hash)).flatten() {
                     service.leave(&mut self.memory, &entry, End::GaveUp, now);
                 }
             }
@@ -186,16 +210,28 @@ impl Engine {
         let by_prefix = held.class.checked_sub(1);
         let (class, ring, patience) = settings.class_of(by_prefix, held.tos >> 2, held.dport.get());
         let came = Duration::from_nanos(held.time).min(now);
-        let before = self.released.get(&held.hash).filter(|before| before.deadline > now);
+        let before = self.released.get(&held.hash).filter(|it| it.deadline > now && it.sequence == held.sequence);
         let (arrived, deadline) = before.map_or((came, came + patience), |before| (before.arrived, before.deadline));
         if deadline <= now {
             // It lay in the buffer while nobody read it; its client has sent another since, or given up.
             return;
         }
+        // Another connection of the same client and port: the one before has been given up.
+        if service.queue.get(held.hash).is_some_and(|entry| entry.value.sequence != held.sequence)
+            && let Some(entry) = service.queue.remove(held.hash)
+        {
+            service.leave(&mut self.memory, &entry, End::GaveUp, now);
+        }
         let is_datagram = held.protocol != protocol::TCP;
         // Who sends datagrams cannot be asked where it is, and would never be released in a flood. Their memory bounds them.
         let verified = held.verified != 0 || is_datagram;
-        let parked = Parked { frame: frame.into(), ifindex: held.ifindex, preferred: held.preferred, is_datagram };
+        let parked = Parked {
+            frame: frame.into(),
+            ifindex: held.ifindex,
+            preferred: held.preferred,
+            is_datagram,
+            sequence: held.sequence,
+        };
         let size = ENTRY_BYTES + frame.len() as u64;
         let too_large = self.memory + size > self.memory_limit
             || (is_datagram && service.datagram_bytes + size > settings.udp_memory);
@@ -219,7 +255,7 @@ impl Engine {
                 service.repeated += 1;
                 // Its newest time stamp, by which the client measures the way.
                 service.queue.set_value(held.hash, |parked| {
-                    if parked.frame.len() == frame.len() {
+                    if !is_datagram && parked.frame.len() == frame.len() {
                         parked.frame.copy_from_slice(frame);
                     }
                 });
@@ -254,22 +290,20 @@ impl Engine {
         for service in self.services.values_mut() {
             service.look_for_flood(now, out);
             for entry in service.queue.expire(now) {
-                service.leave(&mut self.memory, &entry, End::Expired, now);
-                match service.plan.settings.at_deadline {
-                    AtDeadline::Respond if service.plan.responder != NO_BACKEND && !entry.value.is_datagram => {
-                        room.take(service.plan.responder, u32::MAX);
-                        out.push(service.out(&entry.value, service.plan.responder, 0));
-                    }
-                    AtDeadline::Respond | AtDeadline::Reset => {
-                        out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
-                    }
-                    AtDeadline::Drop => {}
+                let responder = service.plan.responder;
+                let responds = service.may_respond(&entry) && room.take(responder, u32::MAX);
+                service.leave(&mut self.memory, &entry, if responds { End::Responded } else { End::Expired }, now);
+                if responds {
+                    out.push(service.out(&entry.value, responder, 0));
+                } else if service.plan.settings.at_deadline != AtDeadline::Drop {
+                    out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
                 }
             }
             service.release(&mut self.memory, now, room, out);
         }
         for Released { entry: released, .. } in out.iter().filter_map(|out| out.released.as_deref()) {
-            let before = Before { arrived: released.arrived, deadline: released.deadline };
+            let sequence = released.value.sequence;
+            let before = Before { arrived: released.arrived, deadline: released.deadline, sequence };
             if self.released.insert(released.key, before).is_none() {
                 self.released_order.push_back(released.key);
             }
@@ -300,6 +334,16 @@ impl Engine {
             service.count(later.class).arrived -= 1;
             service.repeated += 1;
             service.free(&mut self.memory, &later);
+        }
+    }
+
+    /// Notes how many clients of a service were challenged until now.
+    pub fn challenged(&mut self, service: u16, count: u64, now: Duration) {
+        let Some(service) = self.services.get_mut(&service) else { return };
+        let answered = std::mem::take(&mut service.answered);
+        let new = service.challenged.replace(count).map_or(0, |before| count.saturating_sub(before));
+        if service.challenge_until.is_some() && new.saturating_sub(answered) * 10 >= service.many_unverified() as u64 {
+            service.challenge_until = Some(now + CHALLENGE_FOR);
         }
     }
 
@@ -364,7 +408,16 @@ impl Service {
     fn new(plan: Plan) -> Self {
         let classes = (0..=plan.settings.classes.len()).map(|_| Class::default()).collect();
         let queue = Queue::new(&plan.settings.order);
-        Self { plan, queue, datagram_bytes: 0, classes, repeated: 0, challenge_until: None }
+        Self {
+            plan,
+            queue,
+            datagram_bytes: 0,
+            classes,
+            repeated: 0,
+            challenge_until: None,
+            challenged: None,
+            answered: 0,
+        }
     }
 
     fn count(&mut self, class: u16) -> &mut Class {
@@ -409,8 +462,21 @@ impl Service {
         }
     }
 
+    /// Whether one that has waited for too long goes to the responder. In a flood nothing is kept of who may be
+    /// somebody else.
+    fn may_respond(&self, entry: &Entry<Parked>) -> bool {
+        self.plan.settings.at_deadline == AtDeadline::Respond
+            && self.plan.responder != NO_BACKEND
+            && !entry.value.is_datagram
+            && (entry.verified || !self.challenges())
+    }
+
     fn challenges(&self) -> bool {
         self.plan.settings.verify == Verify::Always || self.challenge_until.is_some()
+    }
+
+    fn many_unverified(&self) -> usize {
+        (self.plan.settings.order.max_entries / UNVERIFIED_PART).max(1)
     }
 
     /// Begins and ends asking clients to show that they are at their address.
@@ -422,8 +488,7 @@ impl Service {
         if self.challenge_until.is_some_and(|until| now >= until) {
             self.challenge_until = None;
         }
-        let many = (self.plan.settings.order.max_entries / UNVERIFIED_PART).max(1);
-        if self.challenge_until.is_none() && self.queue.unverified() >= many {
+        if self.challenge_until.is_none() && self.queue.unverified() >= self.many_unverified() {
             self.challenge_until = Some(now + CHALLENGE_FOR);
             // Those that wait already are asked at once; others as they come, by the packet path.
             let asked: Vec<Out> = self

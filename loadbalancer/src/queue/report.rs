@@ -11,6 +11,8 @@ pub enum End {
     Released,
     /// It has waited for as long as it may.
     Expired,
+    /// The same, and the responder tells its client when to try again.
+    Responded,
     /// Its client sent a reset.
     GaveUp,
     /// To one that had more right to its place.
@@ -24,9 +26,10 @@ pub enum End {
 }
 
 impl End {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Released,
         Self::Expired,
+        Self::Responded,
         Self::GaveUp,
         Self::GaveWay,
         Self::EntriesFull,
@@ -38,6 +41,7 @@ impl End {
         match self {
             Self::Released => "released",
             Self::Expired => "expired",
+            Self::Responded => "responded",
             Self::GaveUp => "gave_up",
             Self::GaveWay => "gave_way",
             Self::EntriesFull => "entries_full",

@@ -1,6 +1,6 @@
 //! Scenarios in the lab, in rounds: each brings up labs of its own, and tells what it measured.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ pub struct Round {
     pub long: Duration,
     /// Show the gateway's own reports.
     pub explain: bool,
+    /// Where to draw what happens, in the first round.
+    pub plots: Option<&'static Path>,
 }
 
 pub struct Scenario {
@@ -105,6 +107,8 @@ pub fn run(scenarios: &[Scenario], common: &Common, long: Duration) -> Result<(V
     if let Some(unknown) = common.only.iter().find(|only| !names.contains(&only.as_str())) {
         bail!("there is no scenario {unknown}\nhelp: these are there: {}", names.join(", "));
     }
+    // It lives as long as the program does.
+    let plots: Option<&'static Path> = common.plots.clone().map(|path| &*Box::leak(path.into_boxed_path()));
     let mut figures: Vec<Figure> = Vec::new();
     let mut failures = Vec::new();
     let chosen = |name: &str| common.only.is_empty() || common.only.iter().any(|only| only == name);
@@ -115,7 +119,7 @@ pub fn run(scenarios: &[Scenario], common: &Common, long: Duration) -> Result<(V
             }
             eprintln!("round {}/{}: {name}", round + 1, common.rounds);
             let begun = Instant::now();
-            let this = Round { seed: round + 1, long, explain: common.explain };
+            let this = Round { seed: round + 1, long, explain: common.explain, plots: plots.filter(|_| round == 0) };
             match scenario(this).with_context(|| format!("{name}, round {}", round + 1)) {
                 Ok(values) => {
                     values.iter().for_each(|value| eprintln!("  {}: {:.3} {}", value.what, value.value, value.unit));

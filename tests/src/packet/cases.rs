@@ -190,6 +190,8 @@ pub fn all() -> Vec<Case> {
         super::ends::add(&mut cases, family);
         super::signals::add(&mut cases, family);
         super::probes::add(&mut cases, family);
+        super::queue::add(&mut cases, family);
+        super::ticket::add(&mut cases, family);
     }
     cases
 }

@@ -88,7 +88,8 @@ pub(super) fn change_affinity(world: &World, hash: u64, change: impl Fn(Entry) -
     Ok(())
 }
 
-fn affinity(world: &World, hash: u64) -> Option<(&AtomicU64, Entry)> {
+/// The affinity table's entry of a hash, and where it is.
+pub(super) fn affinity(world: &World, hash: u64) -> Option<(&AtomicU64, Entry)> {
     let words = world.kernel().maps.affinity.words().iter();
     words.map(|word| (word, Entry(word.load(Ordering::Relaxed)))).find(|(_, entry)| entry.tag() == tag(hash))
 }

@@ -27,10 +27,15 @@ impl Flow {
     pub(super) fn open(world: &mut World, service: u16, family: Family, mode: Mode, first: Frame) -> Result<Self> {
         let ran = world.run(&first.bytes())?;
         expect(&ran, "REDIRECT", service, Outcome::Forwarded).context("open the flow")?;
+        Self::opened(&ran, service, family, mode, first)
+    }
+
+    /// A flow whose first packet has come out.
+    pub(super) fn opened(ran: &Ran, service: u16, family: Family, mode: Mode, first: Frame) -> Result<Self> {
         let servers = mode.servers(&family);
-        let server = servers[destination(&ran, &mode, &servers)?].clone();
+        let server = servers[destination(ran, &mode, &servers)?].clone();
         let source = match mode.mode {
-            mode::NAT => (family.nat_source.to_owned(), source_port(&ran, &family)),
+            mode::NAT => (family.nat_source.to_owned(), source_port(ran, &family)),
             _ => (family.client.to_owned(), first.sport),
         };
         Ok(Self { family, mode, service, first, server, source })

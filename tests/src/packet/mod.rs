@@ -16,6 +16,8 @@ mod repair;
 mod ends;
 mod signals;
 mod probes;
+mod queue;
+mod ticket;
 pub mod runner;
 
 pub use runner::main;

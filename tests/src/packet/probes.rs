@@ -22,7 +22,7 @@ const ACK: u8 = tcp_flag::ACK;
 const RST: u8 = tcp_flag::RST;
 
 /// Ports that stand for the first and the second server.
-const PORTS: [u16; 2] = [61_000, 61_001];
+pub(super) const PORTS: [u16; 2] = [61_000, 61_001];
 const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
 
 pub fn add(cases: &mut Vec<Case>, family: Family) {
@@ -41,7 +41,13 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
 }
 
 /// A world where the interface of all test frames is the prober's, or one where another is.
-fn probed(family: &Family, mode: &Mode, number: u8, flags: u8, prober: u32) -> Result<(World, u16, Vec<u16>)> {
+pub(super) fn probed(
+    family: &Family,
+    mode: &Mode,
+    number: u8,
+    flags: u8,
+    prober: u32,
+) -> Result<(World, u16, Vec<u16>)> {
     let (world, service, backends) = world(family, mode, flags)?;
     for (port, backend) in PORTS.into_iter().zip(&backends) {
         pin(&world, family, mode, number, port, (service, *backend))?;
@@ -80,7 +86,14 @@ fn pin(
 }
 
 /// Sends a packet, which must reach a server.
-fn reaches(world: &mut World, mode: &Mode, family: &Family, service: u16, frame: &Frame, server: usize) -> Result<()> {
+pub(super) fn reaches(
+    world: &mut World,
+    mode: &Mode,
+    family: &Family,
+    service: u16,
+    frame: &Frame,
+    server: usize,
+) -> Result<()> {
     let before = [1, 2].map(|backend| world.packets(backend));
     let ran = world.run(&frame.bytes())?;
     expect(&ran, "REDIRECT", service, Outcome::Forwarded)?;

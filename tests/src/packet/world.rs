@@ -15,6 +15,7 @@ use loadbalancer_common::clock::ticks_of_seconds;
 use loadbalancer_common::net::{Addr4, Addr6, AnyAddr, Be16, ethertype, protocol};
 use loadbalancer_common::outcome::{OutcomeCounters, SLOTS as OUTCOME_SLOTS};
 use loadbalancer_common::path::{HEADER_ROOM, Path, encap};
+use loadbalancer_common::queue::ClassKey;
 use loadbalancer_common::ring::{RingRef, SLOT_BLOCKS, SLOTS};
 use loadbalancer_common::service::{MAX_TIERS, Reply, Service, Vip, VipKey, VipKey4, VipKey6, mode};
 use loadbalancer_common::settings::Settings;
@@ -45,6 +46,8 @@ pub struct World {
     paths: u32,
     rings: u32,
     flags: u32,
+    /// Keys in the map of classes: that one cannot be listed in batches.
+    classes: Vec<ClassKey>,
     /// The kernel's part is used again by the next world of the same sizes.
     is_pooled: bool,
 }
@@ -52,14 +55,15 @@ pub struct World {
 impl Drop for World {
     fn drop(&mut self) {
         if self.is_pooled {
-            POOL.set(self.kernel.take());
+            let classes = std::mem::take(&mut self.classes);
+            POOL.set(self.kernel.take().map(|kernel| (kernel, classes)));
         }
     }
 }
 
 thread_local! {
-    /// The loaded programs, while no world uses them.
-    static POOL: RefCell<Option<Kernel>> = const { RefCell::new(None) };
+    /// The loaded programs and the keys of the map of classes, while no world uses them.
+    static POOL: RefCell<Option<(Kernel, Vec<ClassKey>)>> = const { RefCell::new(None) };
 }
 
 fn clear<K: Pod, V: Pod>(map: &Map<K, V>) -> Result<()> {
@@ -118,6 +122,17 @@ impl Server {
     }
 }
 
+/// Until when flows of a service wait, in nanoseconds of the monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Leases {
+    /// Those that no server takes.
+    pub queue: u64,
+    /// All new ones.
+    pub waiting: u64,
+    /// Only clients that have shown where they are may wait.
+    pub challenge: bool,
+}
+
 /// Result of one frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ran {
@@ -130,12 +145,12 @@ pub struct Ran {
 impl World {
     pub fn new() -> Result<Self> {
         let sizes = Sizes { services: 16, backends: 64, rings: 24, flows: 4096, nat_flows: 4096, vips: 64 };
-        let kernel = match POOL.with_borrow_mut(Option::take) {
-            Some(kernel) => kernel,
-            None => Kernel::load(sizes, None).context("load the packet path")?,
+        let (kernel, classes) = match POOL.with_borrow_mut(Option::take) {
+            Some(pooled) => pooled,
+            None => (Kernel::load(sizes, None).context("load the packet path")?, Vec::new()),
         };
-        let mut world =
-            Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0, is_pooled: true };
+        let mut world = Self::of(kernel, true);
+        world.classes = classes;
         world.clear()?;
         world.write_settings()?;
         Ok(world)
@@ -144,14 +159,27 @@ impl World {
     /// A world of its own sizes.
     pub fn with_sizes(sizes: Sizes) -> Result<Self> {
         let kernel = Kernel::load(sizes, None).context("load the packet path")?;
-        let world =
-            Self { kernel: Some(kernel), services: 0, backends: 0, paths: 0, rings: 0, flags: 0, is_pooled: false };
+        let world = Self::of(kernel, false);
         world.write_settings()?;
         Ok(world)
     }
 
+    fn of(kernel: Kernel, is_pooled: bool) -> Self {
+        Self {
+            kernel: Some(kernel),
+            services: 0,
+            backends: 0,
+            paths: 0,
+            rings: 0,
+            flags: 0,
+            classes: Vec::new(),
+            is_pooled,
+        }
+    }
+
     /// Empties all maps. Loading the programs anew would take the verifier half a second.
     fn clear(&mut self) -> Result<()> {
+        let classes = std::mem::take(&mut self.classes);
         let maps = &self.kernel().maps;
         for word in maps.affinity.words().iter().chain(maps.active.words()).chain(maps.service_state.words()) {
             word.store(0, Ordering::Relaxed);
@@ -172,7 +200,13 @@ impl World {
         clear(&maps.fragments4)?;
         clear(&maps.fragments6)?;
         clear(&maps.last_hops4)?;
-        clear(&maps.last_hops6)
+        clear(&maps.last_hops6)?;
+        clear(&maps.verified)?;
+        for key in classes {
+            maps.classes.remove(&key)?;
+        }
+        self.records()?;
+        Ok(())
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -354,6 +388,43 @@ impl World {
         Ok(self.kernel().maps.settings.set(&0, &settings)?)
     }
 
+    /// Sets how flows of a service wait.
+    pub fn set_leases(&self, service: u16, leases: Leases) {
+        let Leases { queue, waiting, challenge } = leases;
+        let words = &self.kernel().maps.service_state.value(service.into())[2..];
+        for (word, value) in words.iter().zip([queue, waiting, challenge.into()]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// How often a server of a service had room again.
+    pub fn room_epoch(&self, service: u16) -> u64 {
+        self.kernel().maps.service_state.value(service.into())[0].load(Ordering::Relaxed)
+    }
+
+    /// What the controller does when servers come, or may have room again.
+    pub fn raise_room_epoch(&self, service: u16) {
+        self.kernel().maps.service_state.value(service.into())[0].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives a prefix of clients' addresses a class, or another.
+    pub fn set_class(&mut self, key: ClassKey, class: u32) -> Result<()> {
+        if !self.classes.contains(&key) {
+            self.classes.push(key);
+        }
+        Ok(self.kernel().maps.classes.set(&key, &class)?)
+    }
+
+    /// Takes what the packet path has put into the queue's ring buffer.
+    pub fn records(&self) -> Result<Vec<Vec<u8>>> {
+        let mut buffer = self.kernel().queue_buffer()?;
+        let mut records = Vec::new();
+        while let Some(record) = buffer.next() {
+            records.push(record.to_vec());
+        }
+        Ok(records)
+    }
+
     /// A ring in which the members take turns.
     fn ring(&mut self, members: &[u16]) -> RingRef {
         let block = self.rings * self.kernel().sizes.ring_blocks();
@@ -421,6 +492,11 @@ impl World {
 
     /// Runs one frame through the program.
     pub fn run(&mut self, frame: &[u8]) -> Result<Ran> {
+        self.run_times(frame, 1)
+    }
+
+    /// Runs a frame, which must stay as it is, several times. Gives the last action.
+    pub fn run_times(&mut self, frame: &[u8], times: u32) -> Result<Ran> {
         let before = self.outcomes()?;
         let mut output = vec![0u8; frame.len() + 512];
         let result = self
@@ -428,7 +504,12 @@ impl World {
             .as_mut()
             .expect("the kernel is given back only when the world ends")
             .program()?
-            .test_run(TestRunOptions { data_in: Some(frame), data_out: Some(&mut output), ..Default::default() })
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut output),
+                repeat: times,
+                ..Default::default()
+            })
             .context("test run")?;
         output.truncate(result.data_size_out as usize);
         let after = self.outcomes()?;

@@ -8,6 +8,7 @@ mod failure;
 mod modes;
 mod quality;
 mod queue;
+mod respond;
 mod signals;
 mod tiers;
 mod vip;

@@ -37,6 +37,10 @@ impl ProberState {
         Self { prober: None, ports, wanted: Vec::new(), is_new: false, lacks_ports: false, error: None }
     }
 
+    pub(super) fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref()
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.prober.is_some()
     }
@@ -115,6 +119,7 @@ impl Controller {
         self.prober.error = None;
         self.queue.set_socket(Some(frames));
         self.follow_probes();
+        self.follow_responders();
         Ok(())
     }
 
@@ -142,8 +147,9 @@ impl Controller {
     fn drop_prober(&mut self) {
         if let Some(prober) = self.prober.prober.take() {
             self.queue.set_socket(None);
-            // The checks that use it go, and with them the namespace and both ends of the pair.
+            // The checks that use it go, and what listens there, and with them the namespace and both ends of the pair.
             self.follow_probes();
+            self.follow_responders();
             if let Err(error) = self.reconciler.kernel_mut().detach(prober.interface()) {
                 tracing::error!(interface = prober.interface(), %error, "cannot detach");
             }
@@ -151,12 +157,15 @@ impl Controller {
         }
     }
 
-    /// Ends probes through VIPs if nothing asks for them, or because the controller stops.
-    pub fn close_prober(&mut self, stop: bool) {
+    /// Ends probes through VIPs if nothing asks for them, or because the controller stops. Gives the interface that
+    /// they came in by: a client of the responder that has vanished would keep it for a while.
+    pub fn close_prober(&mut self, stop: bool) -> Option<String> {
         if !stop && probes::need_prober(&self.config) {
-            return;
+            return None;
         }
+        let interface = self.prober.prober().map(|prober| prober.interface().to_owned());
         self.drop_prober();
         self.prober.error = None;
+        interface
     }
 }

@@ -1,6 +1,7 @@
 //! The loop of a group: who serves, with what weight, and when a ring is due.
 
 use super::*;
+use crate::quality::marks;
 
 const TICK: Duration = Duration::from_millis(250);
 const BAD: ServerKey = ServerKey(0);
@@ -202,4 +203,129 @@ fn an_ejected_server_of_a_thousand_is_published_at_once() {
     let step = group.step(now);
     assert!(step.publish, "{:?}", step.events);
     assert!(matches!(step.events[..], [Event::Ejected { server: ServerKey(7), .. }]), "{:?}", step.events);
+}
+
+/// Two servers whose marks follow latency.
+struct Marked {
+    group: Group,
+    now: Duration,
+}
+
+impl Marked {
+    fn new(high_water: Option<u32>, entry: Entry) -> Self {
+        let settings = Settings { marks: Some(marks::Settings::default()), ..Settings::default() };
+        let mut group = Group::new(settings, Duration::ZERO);
+        for key in 0..2 {
+            group.set_server(ServerKey(key), Nominal { weight: 1, high_water }, entry, Duration::ZERO);
+        }
+        Self { group, now: Duration::ZERO }
+    }
+
+    /// So many steps in which each server has as many flows as it may have, and answers ten times.
+    fn step(&mut self, steps: u32, kind: Kind, latency_ms: u64) -> Step {
+        let mut step = Step::default();
+        for _ in 0..steps {
+            self.now += TICK;
+            for key in 0..2 {
+                let target = ServerKey(key).into();
+                for _ in 0..10 {
+                    let result = Ok(Duration::from_millis(latency_ms));
+                    self.group.sample(&Sample { target, kind, result }, self.now);
+                }
+            }
+            step = self.group.step(self.now);
+            for server in &step.servers {
+                self.group.set_active(server.server, server.high_water.expect("it has a mark"));
+            }
+        }
+        step
+    }
+
+    fn high_water(&mut self) -> Option<u32> {
+        self.group.step(self.now).servers[0].high_water
+    }
+
+    fn report(&self) -> crate::quality::explain::MarkReport {
+        self.group.explain(self.now).servers[0].mark.expect("it has a mark")
+    }
+}
+
+#[test]
+fn the_mark_of_a_server_follows_its_latency_and_is_told_with_its_baseline() {
+    let mut marked = Marked::new(None, Entry::Known);
+    assert_eq!(marked.high_water(), Some(4), "nothing measured yet");
+    assert_eq!(marked.report().signal, None);
+    let grown = marked.step(60, Kind::Response, 10).servers[0].high_water;
+    assert!(grown > Some(40), "{grown:?}");
+    let report = marked.report();
+    assert_eq!((Some(report.flows), report.signal), (grown, Some(Kind::Response)));
+    assert!(report.baseline_s.is_some_and(|it| (it - 0.01).abs() < 1e-6), "{report:?}");
+    let slow = marked.step(4, Kind::Response, 100).servers[0].high_water;
+    assert!(slow < grown, "{slow:?}");
+    assert_eq!(marked.report().latency_s, Some(0.1));
+}
+
+#[test]
+fn the_smallest_of_the_configured_the_said_and_the_adaptive_mark_holds() {
+    for (high_water, said, wanted) in [
+        (None, None, 41..=100),
+        (Some(30), None, 30..=30),
+        (Some(30), Some(20), 20..=20),
+        (Some(1_000), Some(20), 20..=20),
+        (Some(1_000), Some(500), 41..=100),
+    ] {
+        let mut marked = Marked::new(high_water, Entry::Known);
+        for key in 0..2 {
+            marked.group.set_word(ServerKey(key), Word { max_connections: said, ..Word::default() });
+        }
+        let given = marked.step(60, Kind::Check, 10).servers[0].high_water;
+        assert!(given.is_some_and(|it| wanted.contains(&it)), "{high_water:?}, {said:?}: {given:?}");
+    }
+}
+
+#[test]
+fn slow_start_gives_a_part_of_the_adaptive_mark() {
+    let mut marked = Marked::new(None, Entry::New);
+    assert_eq!(marked.high_water(), Some(1), "a tenth of four");
+    let given = marked.step(60, Kind::Response, 10).servers[0].high_water;
+    let flows = marked.report().flows;
+    assert!(given < Some(flows), "{given:?} of {flows}");
+}
+
+#[test]
+fn handshakes_alone_move_no_mark() {
+    let mut marked = Marked::new(None, Entry::Known);
+    assert_eq!(marked.step(200, Kind::Handshake, 1).servers[0].high_water, Some(4));
+}
+
+#[test]
+fn without_adaptive_marks_only_what_is_configured_holds_and_they_go_with_a_reload() {
+    let mut marked = Marked::new(None, Entry::Known);
+    marked.step(40, Kind::Response, 10);
+    marked.group.set_settings(&Settings::default());
+    assert_eq!(marked.high_water(), None);
+    assert_eq!(marked.group.explain(marked.now).servers[0].mark, None);
+}
+
+#[test]
+fn marks_are_lowered_of_one_server_at_a_time() {
+    let mut marked = Marked::new(None, Entry::Known);
+    for key in 0..2 {
+        // As an earlier controller has left them: their baseline is looked for at once.
+        marked.group.set_active(ServerKey(key), 100);
+    }
+    let mut lowered = [false; 2];
+    for _ in 0..400 {
+        marked.step(1, Kind::Response, 10);
+        let now: Vec<bool> = marked
+            .group
+            .explain(marked.now)
+            .servers
+            .iter()
+            .map(|server| server.mark.is_some_and(|mark| mark.lowered))
+            .collect();
+        assert_ne!(now, [true; 2]);
+        lowered = [lowered[0] || now[0], lowered[1] || now[1]];
+    }
+    assert_eq!(lowered, [true; 2]);
 }

@@ -215,7 +215,8 @@ impl Bench {
         for class in &report.classes {
             let ended: u64 = class.ends.values().sum();
             assert_eq!(class.arrived, class.waiting + ended, "{class:?}");
-            let waited = [End::Released, End::Expired, End::GaveUp, End::GaveWay].map(|end| class.ends[end.label()]);
+            let waited = [End::Released, End::Expired, End::Responded, End::GaveUp, End::GaveWay]
+                .map(|end| class.ends[end.label()]);
             assert_eq!(class.waits, waited.iter().sum::<u64>(), "{class:?}");
         }
         let service = &self.engine.services[&SERVICE];
@@ -396,7 +397,8 @@ fn at_its_deadline_a_client_is_told_what_its_service_says() {
         assert_eq!(bench.step_after(2 * SECOND - ms(1)), [], "{case}");
         let wanted: Vec<(u64, Sent)> = sent.map(|sent| (1, sent)).into_iter().collect();
         assert_eq!(bench.step_after(ms(1)), wanted, "{case}");
-        assert_eq!((bench.ended(End::Expired), bench.ended(End::Released)), (1, 0), "{case}");
+        let how = if matches!(sent, Some(Sent::To(_))) { End::Responded } else { End::Expired };
+        assert_eq!((bench.ended(how), bench.ended(End::Released)), (1, 0), "{case}");
         assert_eq!((bench.engine.memory(), bench.engine.len(), bench.datagram_bytes()), (0, 0, 0), "{case}");
         // The responder's flow is counted there, and at nobody else.
         let responds = u32::from(sent == Some(Sent::To(RESPONDER)));
@@ -751,6 +753,24 @@ fn what_could_not_be_sent_waits_again_as_if_it_had_never_been_out() {
 }
 
 #[test]
+fn another_connection_of_the_same_port_waits_from_its_own_arrival_on() {
+    let mut bench = Bench::new(ServiceQueue::default(), &[place(1, 1, 0)]);
+    let begun = bench.now;
+    bench.take(Held { sequence: 7, ..held(1, begun) });
+    bench.now += 4 * SECOND;
+    bench.take(Held { sequence: 7, ..held(1, bench.now) });
+    assert_eq!(bench.engine.next_deadline(), Some(begun + 10 * SECOND), "sent again");
+    bench.take(Held { sequence: 8, ..held(1, bench.now) });
+    assert_eq!(bench.engine.next_deadline(), Some(bench.now + 10 * SECOND));
+    assert_eq!((bench.report().waiting, bench.arrived(), bench.ended(End::GaveUp)), (1, 2, 1));
+    // A reset with the number of the one before is not its own.
+    for (sequence, left) in [(7, 1), (10, 1), (9, 0)] {
+        bench.take(Held { sequence, kind: kind::RESET, ..held(1, bench.now) });
+        assert_eq!(bench.report().waiting, left, "{sequence}");
+    }
+}
+
+#[test]
 fn one_that_came_again_before_the_first_was_taken_back_is_still_one() {
     let settings = ServiceQueue { udp_memory: 1 << 16, ..ServiceQueue::default() };
     let mut bench = Bench::new(settings, &[place(1, 1, 1)]);
@@ -773,7 +793,7 @@ fn one_that_came_again_before_the_first_was_taken_back_is_still_one() {
     bench.engine.step(bench.now, &bench.room, &mut bench.out);
     let out = bench.out.pop().expect("it is answered");
     bench.engine.take_back(out, &bench.room);
-    assert_eq!((bench.room.active(9), bench.engine.len(), bench.ended(End::Expired)), (0, 0, 1));
+    assert_eq!((bench.room.active(9), bench.engine.len(), bench.ended(End::Responded)), (0, 0, 1));
 }
 
 fn challenged(max_entries: usize) -> Bench {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use loadbalancer::queue::report::{ClassReport, Report};
 
 use super::overload;
-use crate::bench::qos::world::{self, FIXED, Site, World, behaviour, vip};
+use crate::bench::qos::world::{self, Site, World, behaviour, vip};
 use crate::bench::scenario::{Round, Value};
 use crate::support::host::Host;
 use crate::support::load::RunningLoad;
@@ -55,7 +55,9 @@ pub fn waits(round: Round) -> Result<Vec<Value>> {
 fn drive(round: Round, of_capacity: f64) -> Result<[Report; 2]> {
     let config = LabConfig { clients: CLASSES as u8, ..LabConfig::default() };
     let site = Site::up(&config, behaviour(MEAN))?;
-    let mut keys = format!("{FIXED}[service.queue]\ndeadline = \"9s\"\nmax_entries = 50000\nmax_per_source = 50000\n");
+    let mut keys = "quality = { weights = \"configured\" }\n[service.queue]\ndeadline = \"9s\"\nmax_entries = 50000\n\
+                    max_per_source = 50000\n"
+        .to_owned();
     for (number, client) in site.lab.clients.iter().enumerate() {
         keys += &format!(
             "[[service.queue.class]]\nname = \"class{0}\"\npriority = {0}\nclients = [\"{1}/32\"]\n",

@@ -1,5 +1,6 @@
 //! Five million forged first packets while honest clients wait for their turn.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use super::forge::{self, Target};
 use super::many::resident;
 use super::overload;
 use crate::bench::packet;
+use crate::bench::plot::{self, Line, Panel};
 use crate::bench::qos::world::{self, Site, World, behaviour, vip};
 use crate::bench::report::median;
 use crate::bench::scenario::{Round, Value};
@@ -57,6 +59,7 @@ fn flood(round: Round) -> Result<Vec<Value>> {
         sources: SOURCES,
     };
     let stop = AtomicBool::new(false);
+    let waiting = Mutex::new(vec![(0.0, 0.0)]);
     let (most, limit, most_resident) = (AtomicU64::new(0), AtomicU64::new(1), AtomicU64::new(before));
     let honest = world.site.lab.clients[0].namespace();
     let load = overload::clients(honest, UTILISATION * world.site.capacity(), round.seed, TIME)?;
@@ -70,6 +73,8 @@ fn flood(round: Round) -> Result<Vec<Value>> {
         });
         while !stop.load(Ordering::Relaxed) && !flood.is_finished() {
             let report = world.queue()?;
+            let waits: u64 = report.services.iter().map(|it| it.waiting).sum();
+            waiting.lock().expect("nobody panics").push((load.elapsed().as_secs_f64(), waits as f64));
             most.fetch_max(report.memory, Ordering::Relaxed);
             limit.store(report.memory_limit, Ordering::Relaxed);
             most_resident.fetch_max(resident(process)?, Ordering::Relaxed);
@@ -80,6 +85,28 @@ fn flood(round: Round) -> Result<Vec<Value>> {
     let report = load.wait();
     if round.explain {
         eprintln!("{}\n{}", world.gateway.ask(&["queue"]), world.gateway.ask(&["stats"]));
+    }
+    if let Some(directory) = round.plots {
+        let at = |share: f64| {
+            let seconds = report.seconds.len();
+            let of = |second: usize| report.between(second, second + 1).latency(share).unwrap_or_default();
+            (0..seconds).map(|second| (second as f64, of(second).as_secs_f64())).collect()
+        };
+        let line = |name: &str, points| Line { name: name.to_owned(), points };
+        let panels = [
+            Panel {
+                y_title: "honest clients, s",
+                lines: vec![line("p50", at(0.5)), line("p99", at(0.99))],
+                logarithmic: false,
+            },
+            Panel {
+                y_title: "connections",
+                lines: vec![line("waiting SYNs", waiting.into_inner().expect("nobody panics"))],
+                logarithmic: false,
+            },
+        ];
+        let title = "5,000,000 forged SYNs from second 3 on";
+        plot::panels(&directory.join("queue-flood.svg"), title, "seconds", &panels)?;
     }
     eprintln!("  {} honest requests, {:?}; {FORGED} forged packets in {took:?}", report.ok, report.errors);
     let p99 = report.latency_us.value_at_quantile(0.99) as f64 / 1e6;

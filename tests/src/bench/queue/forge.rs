@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail};
+use loadbalancer::dataplane::kernel::interface_index;
+use loadbalancer::network::frames;
 use loadbalancer_common::checksum::{finish, sum_bytes};
 use loadbalancer_common::net::{protocol, tcp_flag};
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::support::host::End;
 
@@ -30,7 +32,7 @@ pub struct Target {
 
 /// Sends `count` first packets; call in the namespace of the sender. The sources take turns, with another port each time.
 pub fn send(interface: &str, target: &Target, count: u64) -> Result<()> {
-    let socket = socket(interface).context("cannot open a packet socket")?;
+    let socket = frames::socket(interface_index(interface)?, Type::RAW, 0).context("cannot open a packet socket")?;
     let mut frames = vec![[0u8; FRAME]; BATCH];
     let mut sent = 0;
     while sent < count {
@@ -62,25 +64,6 @@ pub fn mac_of(end: &End) -> Result<[u8; 6]> {
         Ok(std::array::from_fn(|index| bytes[index] as u8))
     };
     end.namespace.run(read)?.with_context(|| format!("cannot read the address of {}", end.device))
-}
-
-fn socket(interface: &str) -> Result<Socket> {
-    let index = loadbalancer::dataplane::kernel::interface_index(interface)?;
-    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-        let address = storage.cast::<libc::sockaddr_ll>();
-        // SAFETY: the storage has room for any socket address, and is all zeroes.
-        unsafe {
-            (*address).sll_family = libc::AF_PACKET as u16;
-            (*address).sll_ifindex = index as i32;
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        }
-        Ok(())
-    };
-    // SAFETY: the closure makes a whole address of its family.
-    let ((), address) = unsafe { SockAddr::try_init(address) }?;
-    socket.bind(&address)?;
-    Ok(socket)
 }
 
 fn write(frame: &mut [u8; FRAME], target: &Target, number: u64) {

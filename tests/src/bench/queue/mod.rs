@@ -14,8 +14,9 @@ pub mod forge;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::report;
 use super::scenario::{self, Common, Scenario, scenario};
@@ -38,11 +39,18 @@ const SCENARIOS: [Scenario; 7] = [
     scenario("kill", kill::round),
 ];
 
+/// Open files that all labs need at most.
+const FILES: u64 = 20_000;
+
 pub fn main() -> ExitCode {
     report::exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<bool> {
+    // Several labs, each with thousands of connections of which both ends are here.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
+    ensure!(hard >= FILES, "{hard} files may be open, {FILES} are needed: raise the hard limit (`ulimit -Hn`)");
     let (_, met) = scenario::run(&SCENARIOS, &arguments.common, Duration::ZERO)?;
     Ok(met)
 }

@@ -1,6 +1,7 @@
 //! Twice as much as the servers can do, for half a minute.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -9,9 +10,10 @@ use anyhow::{Context, Result, anyhow};
 use aya::programs::loaded_programs;
 use loadbalancer::dataplane::kernel::occupant;
 
+use crate::bench::plot::{self, Line, Panel};
 use crate::bench::qos::controller::processor_time;
 use crate::bench::qos::haproxy;
-use crate::bench::qos::world::{self, FIXED, Site, World, behaviour, vip};
+use crate::bench::qos::world::{self, Site, World, behaviour, vip};
 use crate::bench::scenario::{Round, Value, all};
 use crate::support::host::Host;
 use crate::support::load::{Load, Pace, RunningLoad};
@@ -20,12 +22,14 @@ use crate::support::plan::GatewayLink;
 use crate::support::plan::LabConfig;
 use crate::support::span::Span;
 
-const MEAN: Duration = Duration::from_millis(40);
+const MEAN: Duration = Duration::from_millis(80);
 const TIME: Duration = Duration::from_secs(30);
 /// From when on servers are saturated, in seconds after the begin of the load.
 const FROM: usize = 5;
 /// Of a client.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// What is measured decides nothing here, and no check takes servers down.
+const FIXED: &str = "quality = { weights = \"configured\" }\n";
 /// Beyond that of clients, so that none is refused before.
 const DEADLINE: &str = "15s";
 /// Flows at a time that keep the four workers of a server at work.
@@ -44,6 +48,7 @@ const WAYS: [Way; 3] = [Way::Queue, Way::NoLimit, Way::Haproxy];
 struct Seen {
     ok_per_second: f64,
     /// Of clients, in seconds, of all requests.
+    p50: f64,
     p99: f64,
     /// From when a server takes a request to its answer.
     server_p99: f64,
@@ -52,6 +57,16 @@ struct Seen {
     above: f64,
     /// Processor time of the balancer for a request, in microseconds.
     balancer_us: f64,
+    /// Second by second.
+    course: Course,
+}
+
+/// By seconds since the begin of the load.
+#[derive(Default)]
+struct Course {
+    waiting: Vec<(f64, f64)>,
+    p50_s: Vec<(f64, f64)>,
+    ok: Vec<(f64, f64)>,
 }
 
 pub fn round(round: Round) -> Result<Vec<Value>> {
@@ -59,6 +74,9 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
     let [queue, none, haproxy] = &seen[..] else {
         return Err(anyhow!("{} ways were measured", seen.len()));
     };
+    if let Some(directory) = round.plots {
+        draw(directory, [queue, none, haproxy])?;
+    }
     let capacity = 4.0 * behaviour(MEAN).capacity();
     let cpus = thread::available_parallelism()?.get() as f64;
     Ok(vec![
@@ -69,6 +87,9 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
         Value::new("overload: goodput of HAProxy / capacity", "", haproxy.ok_per_second / capacity),
         Value::new("overload: p99 at the server, queue / no limit", "", queue.server_p99 / none.server_p99)
             .at_most(0.5),
+        Value::new("overload: p50 of clients", "s", queue.p50),
+        Value::new("overload: p50 of clients, no limit", "s", none.p50),
+        Value::new("overload: p50 of clients, HAProxy", "s", haproxy.p50),
         Value::new("overload: p99 of clients", "s", queue.p99),
         Value::new("overload: p99 of clients, HAProxy", "s", haproxy.p99),
         Value::new("overload: p99 of clients / HAProxy", "", queue.p99 / haproxy.p99).at_most(1.0),
@@ -84,7 +105,7 @@ fn measure(way: Way, round: Round) -> Result<Seen> {
         let defaults = "timeout connect 5s\n timeout queue 15s";
         let process = haproxy::up_with(&site, "leastconn", &format!("maxconn {MARK}"), defaults)?;
         let before = processor_time(process.id())?;
-        let mut seen = drive(&site, round)?;
+        let mut seen = drive(&site, round, || Ok(None))?;
         let used = processor_time(process.id())?.saturating_sub(before);
         seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
         return Ok(seen);
@@ -103,7 +124,11 @@ fn measure(way: Way, round: Round) -> Result<Seen> {
     let process = world.gateway.process().context("the gateway runs")?;
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
     let before = processor_time(process)? + packet_path_time(&world.site)?;
-    let mut seen = drive(&world.site, round)?;
+    let waiting = || {
+        let report = if way == Way::Queue { Some(world.queue()?) } else { None };
+        Ok(report.map(|report| report.services.iter().map(|it| it.waiting).sum()))
+    };
+    let mut seen = drive(&world.site, round, waiting)?;
     let used = (processor_time(process)? + packet_path_time(&world.site)?).saturating_sub(before);
     seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
     if round.explain {
@@ -136,7 +161,7 @@ pub fn clients(from: &Namespace, per_second: f64, seed: u64, time: Duration) -> 
     Ok(load.start(from)?)
 }
 
-fn drive(site: &Site, round: Round) -> Result<Seen> {
+fn drive(site: &Site, round: Round, waiting: impl Fn() -> Result<Option<u64>>) -> Result<Seen> {
     let stop = AtomicBool::new(false);
     let most = AtomicU64::new(0);
     let report = thread::scope(|scope| -> Result<_> {
@@ -149,23 +174,55 @@ fn drive(site: &Site, round: Round) -> Result<Seen> {
             }
         });
         let load = clients(site.lab.clients[0].namespace(), 2.0 * site.capacity(), round.seed, TIME);
-        let report = load.map(RunningLoad::wait);
+        let report = load.and_then(|load| {
+            let mut course = Course::default();
+            let mut counts = vec![0];
+            for second in 1..=TIME.as_secs() {
+                thread::sleep(Duration::from_secs(second).saturating_sub(load.elapsed()));
+                let ok = load.report().ok;
+                course.ok.push((second as f64, (ok - counts[counts.len() - 1]) as f64));
+                counts.push(ok);
+                if let Some(waiting) = waiting()? {
+                    course.waiting.push((second as f64, waiting as f64));
+                }
+            }
+            let ok = counts[counts.len() - 1] - counts[FROM];
+            Ok((ok as f64 / (TIME.as_secs() as usize - FROM) as f64, course, load.wait()))
+        });
         stop.store(true, Ordering::Relaxed);
         report
     })?;
+    let (ok_per_second, mut course, report) = report;
+    let p50 = |span: &Span| span.latency_of_all(0.5).unwrap_or(TIMEOUT).min(TIMEOUT).as_secs_f64();
+    course.p50_s = (0..TIME.as_secs() as usize).map(|s| (s as f64, p50(&report.between(s, s + 1)))).collect();
     let span = report.between(FROM, TIME.as_secs() as usize);
     eprintln!("  {:?} {:?} p50 {:?}", span.by_server, span.errors, span.latency(0.5));
     let refused = ["refused", "reset", "closed"].iter().filter_map(|error| report.errors.get(error)).sum();
     Ok(Seen {
-        ok_per_second: ok_per_second(&span),
+        ok_per_second,
+        p50: p50(&span),
         p99: span.latency_of_all(0.99).unwrap_or(TIMEOUT).min(TIMEOUT).as_secs_f64(),
         server_p99: site.servers.iter().map(|server| server.latency(0.99).as_secs_f64()).fold(0.0, f64::max),
         refused,
         above: most.load(Ordering::Relaxed) as f64 - f64::from(MARK),
         balancer_us: 0.0,
+        course,
     })
 }
 
-fn ok_per_second(span: &Span) -> f64 {
-    span.ok() as f64 / (TIME.as_secs() as usize - FROM) as f64
+/// What happens while there is twice as much as the servers can do.
+fn draw(directory: &Path, seen: [&Seen; 3]) -> Result<()> {
+    let names = ["queue", "no limit", "HAProxy, maxconn"];
+    let lines = |read: fn(&Course) -> &Vec<(f64, f64)>| {
+        let line = |(name, seen): (&str, &Seen)| Line { name: name.to_owned(), points: read(&seen.course).clone() };
+        names.into_iter().zip(seen).map(line).collect()
+    };
+    let waiting = Line { name: "waiting SYNs".to_owned(), points: seen[0].course.waiting.clone() };
+    let panel = |y_title, lines| Panel { y_title, lines, logarithmic: false };
+    let panels = [
+        panel("answers per second", lines(|it| &it.ok)),
+        panel("p50 of clients that come, s", lines(|it| &it.p50_s)),
+        panel("connections", vec![waiting]),
+    ];
+    plot::panels(&directory.join("queue-overload.svg"), "Twice the capacity for 30 s", "seconds", &panels)
 }

@@ -9,9 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use loadbalancer::dataplane::kernel::interface_index;
+use loadbalancer::network::frames;
 use loadbalancer_common::net::{protocol, tcp_flag};
 use nix::errno::Errno;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Socket, Type};
 
 use crate::bench::qos::world::{self, Site, World, behaviour, vip};
 use crate::bench::scenario::{Round, Value};
@@ -66,14 +68,17 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
 fn watch(device: &str, stop: &AtomicBool) -> Result<Vec<u64>> {
     let socket = socket(device).context("cannot watch an interface")?;
     let mut times = Vec::new();
-    let mut ended = None;
+    // Port of the flow that has the place, and when it ended.
+    let (mut current, mut ended) = (0, None);
     while !stop.load(Ordering::Relaxed) {
         let Some(packet) = receive(&socket)? else { continue };
         if packet.flags & tcp_flag::SYN != 0 && packet.flags & tcp_flag::ACK == 0 {
             if let Some(ended) = ended.take() {
                 times.push(packet.time_ns.saturating_sub(ended));
             }
-        } else if packet.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 && ended.is_none() {
+            current = packet.peer_port;
+        } else if packet.flags & (tcp_flag::FIN | tcp_flag::RST) != 0 && packet.peer_port == current && ended.is_none()
+        {
             ended = Some(packet.time_ns);
         }
     }
@@ -83,26 +88,12 @@ fn watch(device: &str, stop: &AtomicBool) -> Result<Vec<u64>> {
 struct Packet {
     time_ns: u64,
     flags: u8,
+    /// Not the server's.
+    peer_port: u16,
 }
 
 fn socket(device: &str) -> Result<Socket> {
-    let index = loadbalancer::dataplane::kernel::interface_index(device)?;
-    let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
-    let address = |storage: *mut SockAddrStorage, length: *mut libc::socklen_t| {
-        let address = storage.cast::<libc::sockaddr_ll>();
-        // SAFETY: the storage has room for any socket address, and is all zeroes.
-        unsafe {
-            (*address).sll_family = libc::AF_PACKET as u16;
-            (*address).sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-            (*address).sll_ifindex = index as i32;
-            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        }
-        Ok(())
-    };
-    // SAFETY: the closure makes a whole address of its family.
-    let ((), address) = unsafe { SockAddr::try_init(address) }?;
-    socket.bind(&address)?;
+    let socket = frames::socket(interface_index(device)?, Type::DGRAM, libc::ETH_P_ALL as u16)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     socket.set_recv_buffer_size(8 << 20)?;
     let on: libc::c_int = 1;
@@ -153,5 +144,7 @@ fn receive(socket: &Socket) -> Result<Option<Packet>> {
     }
     let is_tcp = length >= 40 && data[0] == 0x45 && data[9] == protocol::TCP;
     let time_ns = time_ns.context("the kernel gave no time stamp")?;
-    Ok(is_tcp.then(|| Packet { time_ns, flags: data[33] }))
+    let port = |at: usize| u16::from_be_bytes([data[at], data[at + 1]]);
+    let peer_port = if port(20) == 80 { port(22) } else { port(20) };
+    Ok(is_tcp.then(|| Packet { time_ns, flags: data[33], peer_port }))
 }
