@@ -590,7 +590,8 @@ fn who_gives_way_is_counted_and_told_only_if_it_is_who_it_says() {
 
 #[test]
 fn what_waits_for_a_service_that_goes_is_let_go_and_nothing_is_sent() {
-    let gone: [(&str, fn(&Plan) -> Vec<Plan>); 2] = [
+    type Plans = fn(&Plan) -> Vec<Plan>;
+    let gone: [(&str, Plans); 2] = [
         ("removed", |_| Vec::new()),
         ("its number is that of another", |plan| vec![Plan { name: "mail".to_owned(), ..plan.clone() }]),
     ];
