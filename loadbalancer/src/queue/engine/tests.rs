@@ -707,6 +707,17 @@ fn a_flow_that_comes_again_after_its_release_keeps_its_arrival_and_deadline() {
 }
 
 #[test]
+fn a_released_flow_leaves_nothing_to_the_next_connection_of_its_port() {
+    let mut bench = Bench::new(ServiceQueue::default(), &[place(1, 1, 1)]);
+    let begun = bench.now;
+    bench.take(Held { sequence: 7, ..held(1, begun) });
+    assert_eq!(bench.step(), [(1, Sent::To(1))]);
+    bench.now += 5 * SECOND;
+    bench.take(Held { sequence: 8, ..held(1, bench.now) });
+    assert_eq!(bench.engine.next_deadline(), Some(bench.now + 10 * SECOND));
+}
+
+#[test]
 fn what_lay_in_the_buffer_beyond_its_deadline_is_passed_over() {
     for (age, waits) in
         [(Duration::ZERO, true), (10 * SECOND - ms(1), true), (10 * SECOND, false), (SECOND * 60, false)]
