@@ -590,17 +590,13 @@ fn who_gives_way_is_counted_and_told_only_if_it_is_who_it_says() {
 
 #[test]
 fn what_waits_for_a_service_that_goes_is_let_go_and_nothing_is_sent() {
-    type Plans = fn(&Plan) -> Vec<Plan>;
-    let gone: [(&str, Plans); 2] = [
-        ("removed", |_| Vec::new()),
-        ("its number is that of another", |plan| vec![Plan { name: "mail".to_owned(), ..plan.clone() }]),
-    ];
-    for (what, plans) in gone {
+    for (what, then) in [("removed", None), ("its number is that of another", Some("mail"))] {
         let mut bench = Bench::new(ServiceQueue { udp_memory: 1 << 16, ..ServiceQueue::default() }, &[]);
         let now = bench.now;
         bench.arrive([1, 2, 3]);
         bench.take(datagram(4, now));
-        bench.engine.follow(plans(&bench.plan));
+        let then = then.map(|name| Plan { name: name.to_owned(), ..bench.plan.clone() });
+        bench.engine.follow(then.into_iter().collect());
         assert_eq!((bench.engine.memory(), bench.engine.len(), bench.engine.next_deadline()), (0, 0, None), "{what}");
         bench.room.set(1, 0);
         assert_eq!(bench.step_after(60 * SECOND), [], "{what}");
@@ -708,6 +704,17 @@ fn a_flow_that_comes_again_after_its_release_keeps_its_arrival_and_deadline() {
     assert_eq!(bench.engine.services[&SERVICE].queue.get(1).map(|entry| entry.arrived), Some(bench.now));
     assert_eq!((bench.arrived(), bench.ended(End::Released)), (4, 2));
     assert_eq!(flows(&bench.step()), [2], "it has waited for longer than it may");
+}
+
+#[test]
+fn a_released_flow_leaves_nothing_to_the_next_connection_of_its_port() {
+    let mut bench = Bench::new(ServiceQueue::default(), &[place(1, 1, 1)]);
+    let begun = bench.now;
+    bench.take(Held { sequence: 7, ..held(1, begun) });
+    assert_eq!(bench.step(), [(1, Sent::To(1))]);
+    bench.now += 5 * SECOND;
+    bench.take(Held { sequence: 8, ..held(1, bench.now) });
+    assert_eq!(bench.engine.next_deadline(), Some(bench.now + 10 * SECOND));
 }
 
 #[test]
@@ -884,6 +891,44 @@ fn asking_ends_after_a_minute_and_begins_anew_if_the_flood_goes_on() {
     }
     bench.now += 10 * SECOND;
     bench.step();
+}
+
+#[test]
+fn asking_goes_on_while_many_challenges_stay_without_an_answer() {
+    // Challenges until the second count, answers before it; whether there is a flood still.
+    for (count, answers, goes_on) in [(1_000, 0, false), (1_001, 1, false), (1_001, 0, true), (1_500, 400, true)] {
+        let mut bench = challenged(40);
+        bench.sent();
+        let begun = bench.now;
+        // What was counted before tells nothing of this flood.
+        bench.engine.challenged(SERVICE, 1_000, begun);
+        (0..answers).for_each(|_| bench.tell(kind::VERIFIED, 1_000));
+        bench.engine.challenged(SERVICE, count, begun + 30 * SECOND);
+        bench.engine.challenged(9, 1 << 40, begun + 30 * SECOND);
+        // Those that wait end long before.
+        bench.step_after(10 * SECOND);
+        bench.step_after(CHALLENGE_FOR - 10 * SECOND);
+        assert_eq!(bench.report().challenges, goes_on, "{count} challenges, {answers} answers");
+        bench.step_after(30 * SECOND);
+        assert!(!bench.report().challenges);
+        bench.engine.challenged(SERVICE, 1 << 40, bench.now);
+        assert!(!bench.report().challenges, "it does not begin by itself");
+    }
+}
+
+#[test]
+fn in_a_flood_only_verified_ones_are_responded_to() {
+    const RESPONDER: u16 = 40;
+    let mut settings = ordered(|order| order.max_entries = 4);
+    settings.at_deadline = AtDeadline::Respond;
+    for (verify, unverified_one) in [(Verify::Never, Sent::To(RESPONDER)), (Verify::Always, Sent::Reset)] {
+        let mut bench = Bench::new(ServiceQueue { verify, ..settings.clone() }, &[]);
+        bench.follow(|plan| plan.responder = RESPONDER);
+        let now = bench.now;
+        bench.arrive([1]);
+        bench.take(unverified(2, now));
+        assert_eq!(bench.step_after(10 * SECOND), [(1, Sent::To(RESPONDER)), (2, unverified_one)], "{verify:?}");
+    }
 }
 
 #[test]
