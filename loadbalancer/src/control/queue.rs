@@ -19,6 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 
 use super::controller::now_ms;
+use crate::dataplane::census::monotonic as now;
 use crate::dataplane::kernel::Maps;
 use crate::queue::engine::{Engine, Out, Plan, Room};
 use crate::queue::report::Report;
@@ -58,7 +59,6 @@ pub struct QueueThread {
     thread: Option<JoinHandle<()>>,
     /// As it was told last.
     told: Option<(Vec<Plan>, u64, Duration)>,
-    has_socket: bool,
 }
 
 impl QueueThread {
@@ -79,11 +79,11 @@ impl QueueThread {
             leased: BTreeMap::new(),
         };
         let thread = thread::Builder::new().name("queue".to_owned()).spawn(move || worker.run())?;
-        Ok(Self { commands, wake, thread: Some(thread), told: None, has_socket: false })
+        Ok(Self { commands, wake, thread: Some(thread), told: None })
     }
 
     fn send(&self, command: Command) {
-        // A thread that has ended is seen by `is_alive`.
+        // That the thread has ended is seen with the next change, see `has_ended`.
         if self.commands.send(command).is_ok()
             && let Err(error) = self.wake.write(1)
         {
@@ -104,13 +104,13 @@ impl QueueThread {
     }
 
     /// The socket by which frames go back. Without one nothing can wait.
-    pub fn set_socket(&mut self, socket: Option<Socket>) {
-        self.has_socket = socket.is_some();
+    pub fn set_socket(&self, socket: Option<Socket>) {
         self.send(Command::Socket(socket));
     }
 
-    pub fn has_socket(&self) -> bool {
-        self.has_socket
+    /// Whether the thread is no more, which only a panic can be the reason of.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Does something with a report, in the thread: it should not take long.
@@ -275,19 +275,17 @@ impl Worker {
 
     /// Gives frames back to the packet path.
     fn send(&mut self, out: &mut Vec<Out>) {
-        let Some(socket) = &self.socket else {
-            out.clear();
-            return;
-        };
         let mut sent = 0;
-        for some in out.chunks(FRAMES) {
-            let result = send_frames(socket, some);
-            sent += result.as_ref().map_or(0, |sent| *sent);
-            if !result.is_ok_and(|sent| sent == some.len()) {
-                break;
+        if let Some(socket) = &self.socket {
+            for some in out.chunks(FRAMES) {
+                let of_these = send_frames(socket, some).unwrap_or(0);
+                sent += of_these;
+                if of_these < some.len() {
+                    break;
+                }
             }
         }
-        // The kernel has no room for more now; the rest waits again, and is looked at soon.
+        // There is no way now, or the kernel has no room for more; the rest waits again, and is looked at soon.
         for rest in out.drain(..).skip(sent) {
             self.engine.take_back(rest, &Places(&self.maps));
         }
@@ -315,6 +313,7 @@ impl Worker {
             let state = self.maps.service_state.value(usize::from(service));
             state[QUEUE_UNTIL].store(0, Ordering::SeqCst);
             state[WAITING_UNTIL].store(0, Ordering::SeqCst);
+            state[CHALLENGE].store(0, Ordering::SeqCst);
         }
         if due {
             self.renewed = now;
@@ -346,14 +345,6 @@ impl Room for Places<'_> {
     fn give_back(&self, backend: u16) {
         self.0.active.words()[usize::from(backend)].fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// The monotonic clock, by which the packet path tells times.
-fn now() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists, and `time` is ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Sends frames with their tickets in front. Gives how many the kernel took.

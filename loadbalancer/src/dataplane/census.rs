@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytemuck::Pod;
 use loadbalancer_common::affinity::{Entry, state};
@@ -44,10 +45,15 @@ impl Census {
 
 /// Ticks since boot, by the clock that the packet path uses.
 pub fn now() -> u32 {
+    ticks(monotonic().as_nanos() as u64)
+}
+
+/// The monotonic clock, by which the packet path tells times.
+pub fn monotonic() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock exists, and `time` is ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Counts the affinity table's flows and removes those that are idle for longer than their state allows.

@@ -14,7 +14,7 @@ use super::super::desire;
 use super::super::queue::{self, QueueThread};
 use super::super::responder;
 use super::{Controller, now_ms};
-use crate::config::{Refuse, Service};
+use crate::config::Refuse;
 use crate::dataplane::classes::Classes;
 use crate::dataplane::reconcile::ReconcileError;
 use crate::queue::engine::{Place, Plan};
@@ -50,7 +50,7 @@ impl QueueState {
     }
 
     fn pass_socket(&mut self) {
-        let Some(thread) = &mut self.thread else { return };
+        let Some(thread) = &self.thread else { return };
         let copy = self.socket.as_ref().map(Socket::try_clone).transpose();
         match copy {
             Ok(socket) => thread.set_socket(socket),
@@ -68,9 +68,7 @@ impl QueueState {
             None => drop(reply.send(Report { taken_ms: now_ms(), error: self.error.clone(), ..Report::default() })),
         }
     }
-}
 
-impl QueueState {
     /// The report, now. Empty if the thread is busy with something else.
     pub(super) fn report_now(&self) -> Report {
         let Some(thread) = &self.thread else {
@@ -91,6 +89,10 @@ impl Controller {
             }
             self.queue.thread = None;
             return;
+        }
+        if self.queue.thread.as_ref().is_some_and(QueueThread::has_ended) {
+            // What it had is sent again by those who wait.
+            self.queue.thread = None;
         }
         if self.queue.thread.is_none() {
             match self.start_queue() {
@@ -166,15 +168,10 @@ impl Controller {
                     settings: Arc::clone(settings),
                     servers: of_part.filter_map(place).collect(),
                     responder: self.responder(identity),
-                    tells: tells(service),
+                    tells: service.refuse == Refuse::Reset,
                 });
             }
         }
         plans
     }
-}
-
-/// Whether clients that are refused are told so.
-fn tells(service: &Service) -> bool {
-    service.refuse == Refuse::Reset
 }
