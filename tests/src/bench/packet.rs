@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -127,11 +128,15 @@ pub fn main() -> ExitCode {
     report::exit_code(run(&Arguments::parse()))
 }
 
-fn run(arguments: &Arguments) -> Result<bool> {
+/// Keeps this thread on the last processor: interrupts tend to go to the first one.
+fn stay() -> Result<()> {
     let mut cpu = CpuSet::new();
-    // Interrupts tend to go to the first one.
     cpu.set(std::thread::available_parallelism()?.get() - 1)?;
-    sched_setaffinity(Pid::from_raw(0), &cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpu)?)
+}
+
+fn run(arguments: &Arguments) -> Result<bool> {
+    stay()?;
     let mut figures = Vec::new();
     if arguments.only != Some(Table::Watching) {
         println!(
@@ -213,24 +218,29 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// Net ns of packets of established flows in a mode, while nothing waits and while something does and clients are challenged.
+/// On a thread of its own, which stays on one processor.
 pub fn while_waiting(name: &str, flows: u32, rounds: usize) -> Result<[Vec<f64>; 2]> {
-    let mode = MODES.iter().find(|mode| mode.name == name).with_context(|| format!("there is no mode {name}"))?;
-    let arguments = Arguments::parse_from(["packet", "--rounds", &rounds.to_string()]);
-    let mut bench = Bench::new(*mode)?;
-    bench.prime(flows)?;
-    let mut costs = [Vec::new(), Vec::new()];
-    for round in 0..rounds {
-        for (costs, until) in costs.iter_mut().zip([0, u64::MAX]) {
-            // Leases, and whether clients are challenged.
-            for word in &bench.world.kernel().maps.service_state.value(usize::from(bench.service))[2..5] {
-                word.store(until, Ordering::SeqCst);
+    let measure = || -> Result<[Vec<f64>; 2]> {
+        stay()?;
+        let mode = MODES.iter().find(|mode| mode.name == name).with_context(|| format!("there is no mode {name}"))?;
+        let arguments = Arguments::parse_from(["packet", "--rounds", &rounds.to_string()]);
+        let mut bench = Bench::new(*mode)?;
+        bench.prime(flows)?;
+        let mut costs = [Vec::new(), Vec::new()];
+        for round in 0..rounds {
+            for (costs, until) in costs.iter_mut().zip([0, u64::MAX]) {
+                // Leases, and whether clients are challenged.
+                for word in &bench.world.kernel().maps.service_state.value(usize::from(bench.service))[2..5] {
+                    word.store(until, Ordering::SeqCst);
+                }
+                let run = bench.packets(Kind::Established, flows, round as u32 + 1, &arguments);
+                let full = bench.generate(Target::Gateway, &run)?;
+                costs.push(full - bench.generate(Target::Null, &run)?);
             }
-            let run = bench.packets(Kind::Established, flows, round as u32 + 1, &arguments);
-            let full = bench.generate(Target::Gateway, &run)?;
-            costs.push(full - bench.generate(Target::Null, &run)?);
         }
-    }
-    Ok(costs)
+        Ok(costs)
+    };
+    thread::scope(|scope| scope.spawn(measure).join().expect("the bench does not panic"))
 }
 
 /// The most that a packet may cost, in units of generator and null program as they were when the bars were set. These cost
