@@ -1,6 +1,8 @@
 //! The affinity table: finding, adding and ageing a flow's entry.
 
 use loadbalancer_common::affinity::{BUCKET_ENTRIES, Bucket, Entry, LIVE_RANK, bucket, other_bucket, state, tag};
+use loadbalancer_common::backend::NO_BACKEND;
+use loadbalancer_common::clock::age;
 use loadbalancer_common::settings::Settings;
 
 use crate::maps;
@@ -33,6 +35,14 @@ pub fn find(settings: &Settings, hash: u64) -> Found {
         return found;
     }
     find_in(other_bucket(first, wanted, settings.affinity_mask), wanted)
+}
+
+/// The server that a client had before.
+#[inline(always)]
+pub fn server_of_client(settings: &Settings, client: u64, now: u16) -> u16 {
+    let found = find(settings, client);
+    let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
+    if known { found.entry.backend() } else { NO_BACKEND }
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
-use loadbalancer_common::clock::{TIME_MASK, age};
+use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::net::tcp_flag;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::{Service, mode};
@@ -135,12 +135,20 @@ pub extern "C" fn affinity_note_flow(hash: u64, client: u64, backend_now: u32, k
     0
 }
 
-/// Notes the server of a client whose flow has waited. Exported for the same reason as [`affinity_note_flow`].
+/// Notes the server that a client's flows go to. What another CPU does meanwhile is as good; the next flow tries again.
+/// Exported for the same reason as [`affinity_note_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn affinity_note_client(client: u64, backend_now: u32) -> u32 {
-    if let Some(settings) = maps::settings() {
-        note_client(affinity::find(settings, client), client, (backend_now >> 16) as u16, backend_now as u16);
+    let Some(settings) = maps::settings() else {
+        return 0;
+    };
+    let (backend, now) = ((backend_now >> 16) as u16, backend_now as u16);
+    let found = affinity::find(settings, client);
+    if !found.is_some() {
+        affinity::insert(client, backend, state::CLIENT, now);
+    } else {
+        affinity::replace(&found, Entry::new(found.entry.tag(), backend, state::CLIENT, now));
     }
     0
 }
@@ -158,16 +166,6 @@ fn note(settings: &Settings, hash: u64, has_entry: bool, backend: u16, first_sta
         maps::release(backend);
     }
     maps::count_flow(backend);
-}
-
-/// Notes the server that a client's flows go to. What another CPU does meanwhile is as good; the next flow tries again.
-#[inline(always)]
-fn note_client(found: Found, client: u64, backend: u16, now: u16) {
-    if !found.is_some() {
-        affinity::insert(client, backend, state::CLIENT, now);
-    } else {
-        affinity::replace(&found, Entry::new(found.entry.tag(), backend, state::CLIENT, now));
-    }
 }
 
 /// Backend of a flow with an entry, brought up to date; none if the packet must be treated as a new flow's first.
@@ -322,10 +320,7 @@ pub extern "C" fn affinity_client_server(client: u64, service: u32, now: u32) ->
     let Some(settings) = maps::settings() else {
         return Choice::refused(Refusal::Internal).word();
     };
-    let found = affinity::find(settings, client);
-    let age = age(now as u16 & TIME_MASK, found.entry.time());
-    let known = found.is_some() && age <= settings.timeouts[state::CLIENT as usize];
-    let preferred = if known { found.entry.backend() } else { NO_BACKEND };
+    let preferred = affinity::server_of_client(settings, client, now as u16 & TIME_MASK);
     admit::new_flow(service as u16, client, preferred).word()
 }
 

@@ -20,6 +20,7 @@ use crate::frame;
 use crate::maps;
 use crate::parse::{Packet, Part};
 use crate::probe;
+use crate::queue;
 
 /// Bytes that a client may send at once (RFC 6928): a request of up to so many is timed from its first segment, as what
 /// follows within may be another request; one of more from its last, as until then it waits for the client.
@@ -141,10 +142,11 @@ pub extern "C" fn observe_client(ctx: *mut xdp_md, key: u64, transport: u64, tar
     0
 }
 
-/// Our own probes are no traffic: what they find is told by who sent them.
+/// Our own probes are no traffic: what they find is told by who sent them. First packets that have waited come by the same
+/// interface.
 #[inline(always)]
 fn is_probe(ctx: *mut xdp_md) -> bool {
-    maps::settings().is_some_and(|settings| probe::is_one(&XdpContext::new(ctx), settings))
+    maps::settings().is_some_and(|settings| probe::is_one(&XdpContext::new(ctx), settings)) && !queue::is_released()
 }
 
 /// See [`server`].

@@ -6,9 +6,8 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::admission::accepts;
-use loadbalancer_common::affinity::state;
 use loadbalancer_common::backend::{Backend, NO_BACKEND};
-use loadbalancer_common::clock::{TIME_MASK, age};
+use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::net::{AnyAddr, ethertype, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::path::LastHop;
@@ -148,7 +147,8 @@ pub fn hold<F: Family>(ctx: &XdpContext, settings: &Settings, packet: &Packet<F:
     }
     held.class = maps::class(&ClassKey::new(service_id, F::V6, src, if F::V6 { 128 } else { 32 })) as u16;
     if service.has(Service::CLIENT_AFFINITY) {
-        held.preferred = client_server::<F>(settings, packet, service_id, now as u16 & TIME_MASK);
+        let client = F::client_hash(settings.seed, packet.src, service_id);
+        held.preferred = affinity::server_of_client(settings, client, now as u16 & TIME_MASK);
     }
     let length = frame::bounded(frame::length(ctx));
     if length > LARGE_FRAME {
@@ -175,14 +175,6 @@ pub extern "C" fn queue_came_by() -> u32 {
 #[inline(always)]
 fn any<F: Family>(addr: F::Addr) -> AnyAddr {
     if F::V6 { AnyAddr(F::to_v6(addr).0) } else { AnyAddr([F::to_v4(addr).0, 0, 0, 0]) }
-}
-
-/// The server that a client had before.
-#[inline(always)]
-fn client_server<F: Family>(settings: &Settings, packet: &Packet<F::Addr>, service: u16, now: u16) -> u16 {
-    let found = affinity::find(settings, F::client_hash(settings.seed, packet.src, service));
-    let known = found.is_some() && age(now, found.entry.time()) <= settings.timeouts[state::CLIENT as usize];
-    if known { found.entry.backend() } else { NO_BACKEND }
 }
 
 /// A reset: the answer to a challenge, or the client has given up.

@@ -93,10 +93,9 @@ struct Parked {
     sequence: u32,
 }
 
-/// When a flow that was released came first, and until when it may wait.
+/// Until when a flow that was released may wait, if it comes again.
 #[derive(Clone, Copy, Debug)]
 struct Before {
-    arrived: Duration,
     deadline: Duration,
     sequence: u32,
 }
@@ -158,7 +157,7 @@ impl Engine {
                 Some(mut service) if service.plan.name == plan.name => {
                     if service.plan.settings != plan.settings {
                         service.queue.set_settings(&plan.settings.order);
-                        service.classes.resize_with(plan.settings.classes.len() + 1, Class::default);
+                        service.follow_classes(&plan.settings);
                     }
                     service.plan = plan;
                     service
@@ -211,7 +210,7 @@ impl Engine {
         let (class, ring, patience) = settings.class_of(by_prefix, held.tos >> 2, held.dport.get());
         let came = Duration::from_nanos(held.time).min(now);
         let before = self.released.get(&held.hash).filter(|it| it.deadline > now && it.sequence == held.sequence);
-        let (arrived, deadline) = before.map_or((came, came + patience), |before| (before.arrived, before.deadline));
+        let deadline = before.map_or(came + patience, |before| before.deadline);
         if deadline <= now {
             // It lay in the buffer while nobody read it; its client has sent another since, or given up.
             return;
@@ -245,7 +244,7 @@ impl Engine {
             source: source(held, settings.source_prefix),
             ring,
             class,
-            arrived,
+            arrived: came,
             deadline,
             verified,
             value: parked,
@@ -288,7 +287,6 @@ impl Engine {
     /// Lets go of what has waited for too long, and releases what servers have room for.
     pub fn step(&mut self, now: Duration, room: &impl Room, out: &mut Vec<Out>) {
         for service in self.services.values_mut() {
-            service.look_for_flood(now, out);
             for entry in service.queue.expire(now) {
                 let responder = service.plan.responder;
                 let responds = service.may_respond(&entry) && room.take(responder, u32::MAX);
@@ -299,11 +297,12 @@ impl Engine {
                     out.push(service.out(&entry.value, NO_BACKEND, Ticket::RESET));
                 }
             }
+            service.look_for_flood(now, out);
             service.release(&mut self.memory, now, room, out);
         }
         for Released { entry: released, .. } in out.iter().filter_map(|out| out.released.as_deref()) {
             let sequence = released.value.sequence;
-            let before = Before { arrived: released.arrived, deadline: released.deadline, sequence };
+            let before = Before { deadline: released.deadline, sequence };
             if self.released.insert(released.key, before).is_none() {
                 self.released_order.push_back(released.key);
             }
@@ -420,10 +419,30 @@ impl Service {
         }
     }
 
+    /// Classes keep their counts by name. What waits in one that is gone goes on without a class.
+    fn follow_classes(&mut self, settings: &ServiceQueue) {
+        let before = Arc::clone(&self.plan.settings);
+        if before.classes.iter().map(|class| &class.name).eq(settings.classes.iter().map(|class| &class.name)) {
+            return;
+        }
+        let mut numbers = vec![0; self.classes.len()];
+        let mut counts = std::mem::take(&mut self.classes);
+        self.classes.push(std::mem::take(&mut counts[0]));
+        for class in settings.classes.iter() {
+            let old = before.classes.iter().position(|it| it.name == class.name).map(|position| position + 1);
+            if let Some(old) = old {
+                numbers[old] = self.classes.len() as u16;
+            }
+            self.classes.push(old.map(|old| std::mem::take(&mut counts[old])).unwrap_or_default());
+        }
+        for (number, _) in numbers.iter().enumerate().skip(1).filter(|(_, now)| **now == 0) {
+            self.classes[0].arrived += self.queue.waiting_of_class(number as u16) as u64;
+        }
+        self.queue.set_classes(|class| numbers.get(usize::from(class)).copied().unwrap_or(0));
+    }
+
     fn count(&mut self, class: u16) -> &mut Class {
-        // A class that a reload has taken away counts as none.
-        let class = if usize::from(class) < self.classes.len() { usize::from(class) } else { 0 };
-        &mut self.classes[class]
+        &mut self.classes[usize::from(class)]
     }
 
     fn out(&self, parked: &Parked, backend: u16, flags: u16) -> Out {

@@ -264,6 +264,17 @@ impl<T> Queue<T> {
         self.look();
     }
 
+    /// Gives all that wait the class that `class_of` makes of theirs.
+    pub fn set_classes(&mut self, class_of: impl Fn(u16) -> u16) {
+        self.classes.clear();
+        let slots: Vec<u32> = self.slots.values().copied().collect();
+        for slot in slots {
+            let class = &mut self.nodes[slot as usize].class;
+            *class = class_of(*class);
+            self.insert_into_class(slot);
+        }
+    }
+
     /// Takes in a connection, if there is room or it can be made.
     pub fn push(&mut self, arrival: Arrival<T>, now: Duration) -> Pushed<T> {
         self.pass(now);
@@ -408,10 +419,6 @@ impl<T> Queue<T> {
         self.nodes.is_empty()
     }
 
-    pub fn len_of_ring(&self, ring: u8) -> usize {
-        self.rings[ring_index(ring)].len()
-    }
-
     pub fn waiting_of_class(&self, class: u16) -> usize {
         self.classes.get(&class).map_or(0, Heap::len)
     }
@@ -420,12 +427,7 @@ impl<T> Queue<T> {
         self.rings.iter().map(|ring| ring.unverified.len()).sum()
     }
 
-    /// When the one that has waited for longest arrived.
-    pub fn oldest(&self) -> Option<Duration> {
-        (0..RINGS).filter_map(|ring| self.oldest_of_ring(ring)).min().map(Duration::from_nanos)
-    }
-
-    /// The same among those of a class.
+    /// When the one of a class that has waited for longest arrived.
     pub fn oldest_of_class(&self, class: u16) -> Option<Duration> {
         let slot = self.classes.get(&class)?.first()?;
         Some(Duration::from_nanos(self.nodes[slot as usize].arrived_ns))
@@ -527,7 +529,7 @@ impl<T> Queue<T> {
 
     /// Its key does not wait yet.
     fn insert(&mut self, node: Node<T>) {
-        let (key, source, class, ring, verified) = (node.key, node.source, node.class, node.ring, node.verified);
+        let (key, source, ring, verified) = (node.key, node.source, node.ring, node.verified);
         if self.nodes.len() == self.nodes.capacity() {
             // By a quarter instead of doubling: most of the memory is here.
             self.nodes.reserve_exact(self.nodes.len() / 4 + 16);
@@ -537,6 +539,11 @@ impl<T> Queue<T> {
         self.slots.insert(key, slot);
         *self.sources.entry(source).or_default() += 1;
         self.rings[usize::from(ring)].line_mut(verified).insert(slot, &mut self.nodes);
+        self.insert_into_class(slot);
+    }
+
+    fn insert_into_class(&mut self, slot: u32) {
+        let class = self.nodes[slot as usize].class;
         self.classes.entry(class).or_insert_with(|| Heap::new(By::OldestOfClass)).insert(slot, &mut self.nodes);
     }
 

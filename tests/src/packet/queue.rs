@@ -1,14 +1,19 @@
 //! Flows that no server takes: what is handed over to the controller, and what is refused all the same.
 
 use std::net::IpAddr;
+use std::sync::Barrier;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::{TestRun, TestRunOptions};
 use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::clock::TIME_MASK;
 use loadbalancer_common::net::{AnyAddr, Be16, protocol, tcp_flag};
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::queue::{BUFFER_BYTES, ClassKey, Held, LARGE_FRAME, SMALL_FRAME, cookie, kind};
 use loadbalancer_common::service::{Service, mode};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use super::cases::{Family, MODES, Mode, V6, expect, expect_frame, expect_sound, packet, world};
 use super::entries::{self, change_affinity, client_hash, flow_hash, in_one_tick};
@@ -28,6 +33,8 @@ pub(super) const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
 pub(super) const TAGS: [&[u16]; 3] = [&[], &[100], &[200, 0xe064]];
 /// Active flows of a server at its mark.
 const MARK: u32 = 5;
+/// `enum xdp_action` of linux/bpf.h.
+const XDP_DROP: u32 = 1;
 /// Ticks for which a client need not show again where it is.
 const VERIFIED_TICKS: u32 = 14;
 
@@ -54,6 +61,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
         case("a client that gives up is told of", gives_up);
         case("probes do not wait", probes_pass);
         case("the controller is woken when a server at its mark loses a flow", room);
+        case("two processors at a mark give no more places than there are", two_processors);
     }
 }
 
@@ -725,5 +733,54 @@ fn room(family: Family, mode: Mode) -> Result<()> {
             ensure!(raised == u64::from(mark <= MARK), "{what}: told {raised} times");
         }
     }
+    Ok(())
+}
+
+fn two_processors(family: Family, mode: Mode) -> Result<()> {
+    const ROUNDS: u16 = 20;
+    const FLOWS: u16 = 16;
+    let mut gateway = Gateway::full(family, mode, 0)?;
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let queued = |gateway: &Gateway| Ok::<_, anyhow::Error>(gateway.world.totals()?[Outcome::Queued as usize]);
+    let before = queued(&gateway)?;
+    let mut left = 0;
+    for round in 0..ROUNDS {
+        gateway.backends.iter().for_each(|id| gateway.world.set_active(*id, 0));
+        gateway.world.raise_room_epoch(gateway.service);
+        let frames: Vec<Vec<u8>> = (0..2 * FLOWS)
+            .map(|number| gateway.packet(protocol::TCP, 20_000 + round * 2 * FLOWS + number, SYN).bytes())
+            .collect();
+        let program = gateway.world.kernel_mut().program()?;
+        let program = &*program;
+        let start = Barrier::new(2);
+        let half = |cpu: usize, frames: &[Vec<u8>]| -> Result<usize> {
+            let mut only = CpuSet::new();
+            let stays = only.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+            start.wait();
+            stays?;
+            let mut dropped = 0;
+            for frame in frames {
+                let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+                dropped += usize::from(program.test_run(options)?.return_value == XDP_DROP);
+            }
+            Ok(dropped)
+        };
+        let dropped = thread::scope(|scope| -> Result<usize> {
+            let (one, other) = frames.split_at(usize::from(FLOWS));
+            let half = &half;
+            let halves = [(cpus[0], one), (cpus[cpus.len() - 1], other)]
+                .map(|(cpu, frames)| scope.spawn(move || half(cpu, frames)));
+            halves.into_iter().map(|half| half.join().expect("nobody panics")).sum()
+        })?;
+        let active = gateway.active();
+        ensure!(active == [i64::from(MARK); 2], "round {round}: {active:?} active flows, the mark is {MARK}");
+        let waiting = 2 * usize::from(FLOWS) - 2 * MARK as usize;
+        ensure!(dropped == waiting, "round {round}: {dropped} of {waiting} wait");
+        left += waiting;
+        let records = gateway.world.records()?.len();
+        ensure!(records == waiting, "round {round}: {records} records of {waiting}");
+    }
+    ensure!(queued(&gateway)? - before == left as u64, "not all were counted");
     Ok(())
 }

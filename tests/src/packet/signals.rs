@@ -542,7 +542,7 @@ impl Watched {
 }
 
 /// Empties the table of watched flows and all signals.
-fn forget(world: &World) -> Result<()> {
+pub(super) fn forget(world: &World) -> Result<()> {
     let maps = &world.kernel().maps;
     for place in 0..maps.observed.entries() {
         maps.observed.set(&place, &Observed::zeroed())?;
@@ -551,7 +551,7 @@ fn forget(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn signals(world: &World, backend: u16, channel: u8) -> Signals {
+pub(super) fn signals(world: &World, backend: u16, channel: u8) -> Signals {
     now(&world.kernel().maps, backend, channel)
 }
 

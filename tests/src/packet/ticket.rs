@@ -14,6 +14,7 @@ use super::flow::{Flow, same};
 use super::frame::{CLIENT_MAC, Frame, GATEWAY_MAC, link, verify};
 use super::queue::{ACK, Gateway, PROTOCOLS, RST, SYN, TAGS, later, only_flow};
 use super::runner::Case;
+use super::signals;
 use super::world::{EGRESS, INGRESS, Leases, Ran, Server};
 
 /// The interface by which clients' frames came. It need not exist.
@@ -26,6 +27,7 @@ pub fn add(cases: &mut Vec<Case>, family: Family) {
         };
         case("the first packet leaves as any other does", as_any_other);
         case("the flow stays on its server, and is counted once", followed);
+        case("the flow is watched from its release on", watched);
         case("the client goes along to the server", client_goes_along);
         case("a server that takes no flows any more gives its place back", not_accepted);
         case("a frame that waits again is not challenged", not_challenged);
@@ -177,6 +179,22 @@ fn followed(family: Family, mode: Mode) -> Result<()> {
             gateway.expect_active([0, 0])?;
         }
         gateway.expect_no_record()?;
+    }
+    Ok(())
+}
+
+fn watched(family: Family, mode: Mode) -> Result<()> {
+    let mut gateway = Gateway::with_room_at_first(family, mode, 0)?;
+    signals::forget(&gateway.world)?;
+    let first = gateway.packet(protocol::TCP, 40_000, SYN);
+    let flow = gateway.release(first)?;
+    if mode.rewrites() {
+        gateway.expect(&flow.answer(SYN | ACK), "REDIRECT", Outcome::ReplyForwarded)?;
+    }
+    flow.send(&mut gateway.world, flow.client(ACK))?;
+    for (server, wanted) in [(0, 0), (1, 1)] {
+        let handshakes: u32 = signals::signals(&gateway.world, gateway.backends[server], 0).handshakes.iter().sum();
+        ensure!(handshakes == wanted, "{handshakes} handshakes at server {server}, not {wanted}");
     }
     Ok(())
 }

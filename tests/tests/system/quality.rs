@@ -15,6 +15,7 @@ use loadbalancer_tests::support::agent::Agent;
 use loadbalancer_tests::support::events::wait_until;
 use loadbalancer_tests::support::hold::Protocol;
 use loadbalancer_tests::support::lab::vip4;
+use loadbalancer_tests::support::load::Pace;
 use loadbalancer_tests::support::server::{AGENT_PORT, Behaviour};
 use nix::sys::signal::Signal;
 
@@ -230,4 +231,40 @@ fn an_agents_word_is_followed_and_nonsense_changes_nothing() {
     say("down # disk full");
     wait_report(&world, "server1", "is down", SOON, |it| !it.serving);
     world.assert_held(&held);
+}
+
+/// With four workers a mark settles at about nine flows (`quality::marks`).
+#[test]
+fn marks_follow_latency_and_what_servers_cannot_do_yet_waits() {
+    const WORKERS: u32 = 4;
+    // By the traffic, and by checks where replies do not pass the gateway.
+    for (mode, check) in [("nat", ""), ("dsr-ipip", HTTP)] {
+        let queue = "[service.queue]\nmarks = \"adaptive\"\nadaptive = { min = 2 }\nmax_per_source = 1000\n";
+        let world = Setup::new(mode).with(|setup| setup.keys += &format!("{check}{queue}")).up();
+        let behaviour = Behaviour::workers(WORKERS, Duration::from_millis(50));
+        world.servers.iter().for_each(|server| server.set_behaviour(behaviour));
+        let load = world.load(vip4(1).into(), |load| {
+            let per_second = 1.5 * 4.0 * behaviour.capacity();
+            load.pace = Pace::Poisson { per_second, max_in_flight: 5_000, seed: 1 };
+            (load.timeout, load.max_time) = (SOON, Duration::from_secs(60));
+        });
+        let flows = |it: &ServerReport| it.mark.as_ref().map_or(0, |mark| mark.flows);
+        for server in &world.servers {
+            let what = format!("has a mark for its workers in {mode}");
+            wait_report(&world, server.name(), &what, Duration::from_secs(40), |it| flows(it) > WORKERS);
+        }
+        for _ in 0..20 {
+            for server in &world.servers {
+                let (report, has) = (report(&world, server.name()), server.counts().in_flight);
+                assert!(flows(&report) <= 4 * WORKERS && has <= u64::from(4 * WORKERS), "{mode}: {has} {report:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let queue = world.gateway.ask(&["queue", "--json"]);
+        let queue: loadbalancer::queue::report::Report = serde_json::from_str(&queue).expect("a report");
+        assert!(queue.services[0].waiting > 0, "{queue:?}");
+        let table = world.gateway.ask(&["quality"]);
+        assert!(table.contains("flows at most, baseline "), "{table}");
+        drop(load);
+    }
 }

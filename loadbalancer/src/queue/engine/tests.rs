@@ -622,12 +622,44 @@ fn other_settings_leave_those_that_wait_where_they_are() {
     assert_eq!((bench.engine.len(), bench.engine.memory()), (2, 2 * ENTRY));
     bench.arrive([3]);
     assert_eq!(bench.sent(), [(3, Sent::Reset)], "the new bound holds for who comes now");
-    // A class that is gone counts as none.
-    assert_eq!(bench.report().classes.len(), 1);
+    // One of a class that is gone goes on without.
+    let classes = bench.report().classes;
+    assert_eq!((classes.len(), classes[0].arrived, classes[0].waiting), (1, 3, 2));
     assert_eq!(bench.step_after(30 * SECOND), [(2, Sent::Reset)]);
     assert_eq!(bench.step_after(30 * SECOND), [(1, Sent::Reset)]);
     assert_eq!((bench.engine.len(), bench.engine.memory(), bench.ended(End::Expired)), (0, 0, 2));
     bench.engine.follow(Vec::new());
+}
+
+#[test]
+fn classes_are_known_by_name_over_a_reload() {
+    let mut bench = Bench::new(classes(), &[]);
+    let now = bench.now;
+    bench.take(Held { class: 1, ..held(1, now) });
+    bench.take(Held { class: 2, ..held(2, now) });
+    bench.take(Held { class: 2, ..held(3, now) });
+    bench.take(held(4, now));
+    let counts = |bench: &Bench| -> Vec<_> {
+        let classes = bench.report().classes.into_iter();
+        classes.map(|class| (class.name.unwrap_or_default(), class.arrived, class.waiting)).collect()
+    };
+    let told = counts(&bench);
+    let before = classes();
+    let of_names = |names: &[usize]| {
+        let all: Vec<_> = before.classes.iter().cloned().collect();
+        let some: Vec<QueueClass> = names.iter().map(|at| all[*at].clone()).collect();
+        Arc::new(ServiceQueue { classes: some.into(), ..before.clone() })
+    };
+    // Another order; one is gone; it is there again, and new.
+    let last = before.classes.len() - 1;
+    bench.follow(|plan| plan.settings = of_names(&(0..=last).rev().collect::<Vec<_>>()));
+    let mut reversed = told.clone();
+    reversed[1..].reverse();
+    assert_eq!(counts(&bench), reversed);
+    bench.follow(|plan| plan.settings = of_names(&[0]));
+    assert_eq!(counts(&bench), [(String::new(), 3, 3), told[1].clone()]);
+    bench.follow(|plan| plan.settings = of_names(&[1, 0]));
+    assert_eq!(counts(&bench), [(String::new(), 3, 3), (told[2].0.clone(), 0, 0), told[1].clone()]);
 }
 
 #[test]
@@ -680,7 +712,7 @@ fn what_goes_to_preferred_servers_counts_as_their_load() {
 }
 
 #[test]
-fn a_flow_that_comes_again_after_its_release_keeps_its_arrival_and_deadline() {
+fn a_flow_that_comes_again_after_its_release_keeps_its_deadline() {
     let mut bench = Bench::new(ServiceQueue::default(), &[place(1, 1, 1)]);
     let begun = bench.now;
     bench.follow(|plan| plan.servers = Vec::new());
@@ -694,7 +726,8 @@ fn a_flow_that_comes_again_after_its_release_keeps_its_arrival_and_deadline() {
     bench.now += ms(500);
     bench.arrive([1]);
     assert_eq!(bench.engine.next_deadline(), Some(begun + 10 * SECOND));
-    assert_eq!(bench.report().classes[0].oldest_s, Some(1.5));
+    // It has not stood in line meanwhile, which would look like overload.
+    assert_eq!(bench.report().classes[0].oldest_s, Some(0.5));
     bench.follow(|plan| plan.servers = vec![place(2, 1, 1)]);
     assert_eq!(bench.step(), [(1, Sent::To(2))]);
     // Once its deadline is over, it is a new one, as its port is used again.

@@ -7,6 +7,7 @@ mod overload;
 mod classes;
 mod slot;
 mod many;
+mod prefixes;
 mod flood;
 mod kill;
 pub mod forge;
@@ -29,12 +30,13 @@ struct Arguments {
     common: Common,
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     scenario("overload", overload::round),
     scenario("shares", classes::shares),
     scenario("waits", classes::waits),
     scenario("slot", slot::round),
     scenario("many", many::round),
+    Scenario { once: true, ..scenario("prefixes", prefixes::round) },
     scenario("flood", flood::round),
     scenario("kill", kill::round),
 ];

@@ -39,11 +39,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Queue,
+    /// A queue whose marks follow from latency.
+    Adaptive,
     NoLimit,
     Haproxy,
 }
 
-const WAYS: [Way; 3] = [Way::Queue, Way::NoLimit, Way::Haproxy];
+const WAYS: [Way; 4] = [Way::Queue, Way::Adaptive, Way::NoLimit, Way::Haproxy];
 
 struct Seen {
     ok_per_second: f64,
@@ -53,8 +55,8 @@ struct Seen {
     /// From when a server takes a request to its answer.
     server_p99: f64,
     refused: u64,
-    /// Most flows that a server had at a time, beyond its mark.
-    above: f64,
+    /// Most flows that a server had at a time.
+    most: f64,
     /// Processor time of the balancer for a request, in microseconds.
     balancer_us: f64,
     /// Second by second.
@@ -71,23 +73,28 @@ struct Course {
 
 pub fn round(round: Round) -> Result<Vec<Value>> {
     let seen = all(&WAYS, |way| measure(*way, round))?;
-    let [queue, none, haproxy] = &seen[..] else {
+    let [queue, adaptive, none, haproxy] = &seen[..] else {
         return Err(anyhow!("{} ways were measured", seen.len()));
     };
     if let Some(directory) = round.plots {
-        draw(directory, [queue, none, haproxy])?;
+        draw(directory, [queue, adaptive, none, haproxy])?;
     }
     let capacity = 4.0 * behaviour(MEAN).capacity();
     let cpus = thread::available_parallelism()?.get() as f64;
     Ok(vec![
-        Value::new("overload: flows at a server above its mark", "", queue.above).at_most(cpus),
+        Value::new("overload: flows at a server above its mark", "", queue.most - f64::from(MARK)).at_most(cpus),
         Value::new("overload: clients refused before their deadline", "", queue.refused as f64).at_most(0.0),
         Value::new("overload: goodput / capacity", "", queue.ok_per_second / capacity).at_least(0.97),
+        Value::new("overload: goodput with adaptive marks / capacity", "", adaptive.ok_per_second / capacity),
         Value::new("overload: goodput without a limit / capacity", "", none.ok_per_second / capacity),
         Value::new("overload: goodput of HAProxy / capacity", "", haproxy.ok_per_second / capacity),
         Value::new("overload: p99 at the server, queue / no limit", "", queue.server_p99 / none.server_p99)
             .at_most(0.5),
+        Value::new("overload: p99 at the server, adaptive / no limit", "", adaptive.server_p99 / none.server_p99),
+        Value::new("overload: flows at a server at most, adaptive", "", adaptive.most),
+        Value::new("overload: clients refused before their deadline, adaptive", "", adaptive.refused as f64),
         Value::new("overload: p50 of clients", "s", queue.p50),
+        Value::new("overload: p50 of clients, adaptive", "s", adaptive.p50),
         Value::new("overload: p50 of clients, no limit", "s", none.p50),
         Value::new("overload: p50 of clients, HAProxy", "s", haproxy.p50),
         Value::new("overload: p99 of clients", "s", queue.p99),
@@ -110,12 +117,11 @@ fn measure(way: Way, round: Round) -> Result<Seen> {
         seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
         return Ok(seen);
     }
+    let queue = format!("{FIXED}[service.queue]\ndeadline = \"{DEADLINE}\"\nmax_per_source = 10000\n");
     let (service, server) = match way {
-        Way::Queue => (
-            format!("{FIXED}[service.queue]\ndeadline = \"{DEADLINE}\"\nmax_per_source = 10000\n"),
-            format!("high_water = {MARK}"),
-        ),
-        _ => (FIXED.to_owned(), String::new()),
+        Way::Queue => (queue, format!("high_water = {MARK}")),
+        Way::Adaptive => (format!("{queue}marks = \"adaptive\"\n"), String::new()),
+        Way::NoLimit | Way::Haproxy => (FIXED.to_owned(), String::new()),
     };
     let hosts: Vec<(&Host, String)> = site.lab.servers.iter().map(|host| (host, server.clone())).collect();
     let text = world::service("web", "nat", vip(1), &service, &hosts)?;
@@ -125,14 +131,15 @@ fn measure(way: Way, round: Round) -> Result<Seen> {
     let _stats = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
     let before = processor_time(process)? + packet_path_time(&world.site)?;
     let waiting = || {
-        let report = if way == Way::Queue { Some(world.queue()?) } else { None };
+        let report = if way == Way::NoLimit { None } else { Some(world.queue()?) };
         Ok(report.map(|report| report.services.iter().map(|it| it.waiting).sum()))
     };
     let mut seen = drive(&world.site, round, waiting)?;
     let used = (processor_time(process)? + packet_path_time(&world.site)?).saturating_sub(before);
     seen.balancer_us = used.as_secs_f64() * 1e6 / (seen.ok_per_second * TIME.as_secs_f64());
     if round.explain {
-        eprintln!("{way:?}\n{}\n{}", world.gateway.ask(&["queue"]), world.gateway.ask(&["stats"]));
+        let reports = [["queue"], ["stats"], ["quality"]].map(|what| world.gateway.ask(&what));
+        eprintln!("{way:?}\n{}", reports.join("\n"));
     }
     Ok(seen)
 }
@@ -204,25 +211,28 @@ fn drive(site: &Site, round: Round, waiting: impl Fn() -> Result<Option<u64>>) -
         p99: span.latency_of_all(0.99).unwrap_or(TIMEOUT).min(TIMEOUT).as_secs_f64(),
         server_p99: site.servers.iter().map(|server| server.latency(0.99).as_secs_f64()).fold(0.0, f64::max),
         refused,
-        above: most.load(Ordering::Relaxed) as f64 - f64::from(MARK),
+        most: most.load(Ordering::Relaxed) as f64,
         balancer_us: 0.0,
         course,
     })
 }
 
 /// What happens while there is twice as much as the servers can do.
-fn draw(directory: &Path, seen: [&Seen; 3]) -> Result<()> {
-    let names = ["queue", "no limit", "HAProxy, maxconn"];
+fn draw(directory: &Path, seen: [&Seen; 4]) -> Result<()> {
+    let names = ["queue", "queue, adaptive marks", "no limit", "HAProxy, maxconn"];
     let lines = |read: fn(&Course) -> &Vec<(f64, f64)>| {
         let line = |(name, seen): (&str, &Seen)| Line { name: name.to_owned(), points: read(&seen.course).clone() };
         names.into_iter().zip(seen).map(line).collect()
     };
-    let waiting = Line { name: "waiting SYNs".to_owned(), points: seen[0].course.waiting.clone() };
+    let waiting = ["waiting SYNs", "waiting SYNs, adaptive marks"]
+        .into_iter()
+        .zip(seen)
+        .map(|(name, seen)| Line { name: name.to_owned(), points: seen.course.waiting.clone() });
     let panel = |y_title, lines| Panel { y_title, lines, logarithmic: false };
     let panels = [
         panel("answers per second", lines(|it| &it.ok)),
         panel("p50 of clients that come, s", lines(|it| &it.p50_s)),
-        panel("connections", vec![waiting]),
+        panel("connections", waiting.collect()),
     ];
     plot::panels(&directory.join("queue-overload.svg"), "Twice the capacity for 30 s", "seconds", &panels)
 }
