@@ -85,14 +85,17 @@ pub fn round(round: Round) -> Result<Vec<Value>> {
         Value::new("overload: flows at a server above its mark", "", queue.most - f64::from(MARK)).at_most(cpus),
         Value::new("overload: clients refused before their deadline", "", queue.refused as f64).at_most(0.0),
         Value::new("overload: goodput / capacity", "", queue.ok_per_second / capacity).at_least(0.97),
-        Value::new("overload: goodput with adaptive marks / capacity", "", adaptive.ok_per_second / capacity),
+        Value::new("overload: goodput with adaptive marks / capacity", "", adaptive.ok_per_second / capacity)
+            .at_least(0.95),
         Value::new("overload: goodput without a limit / capacity", "", none.ok_per_second / capacity),
         Value::new("overload: goodput of HAProxy / capacity", "", haproxy.ok_per_second / capacity),
         Value::new("overload: p99 at the server, queue / no limit", "", queue.server_p99 / none.server_p99)
             .at_most(0.5),
-        Value::new("overload: p99 at the server, adaptive / no limit", "", adaptive.server_p99 / none.server_p99),
+        Value::new("overload: p99 at the server, adaptive / no limit", "", adaptive.server_p99 / none.server_p99)
+            .at_most(0.5),
         Value::new("overload: flows at a server at most, adaptive", "", adaptive.most),
-        Value::new("overload: clients refused before their deadline, adaptive", "", adaptive.refused as f64),
+        Value::new("overload: clients refused before their deadline, adaptive", "", adaptive.refused as f64)
+            .at_most(0.0),
         Value::new("overload: p50 of clients", "s", queue.p50),
         Value::new("overload: p50 of clients, adaptive", "s", adaptive.p50),
         Value::new("overload: p50 of clients, no limit", "s", none.p50),

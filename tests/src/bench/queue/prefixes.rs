@@ -78,10 +78,7 @@ fn start(prefixes: u32) -> Result<Seen> {
         let mut text = format!("{client}/32\n");
         for number in first..first + prefixes.saturating_sub(1) {
             // Half of them are within others, which are the longer ones.
-            match number % 2 {
-                0 => writeln!(text, "{}/24", Ipv4Addr::from(0x1600_0000 + (number << 7)))?,
-                _ => writeln!(text, "2001:db8:{:x}:{:x}::/64", number >> 16, number & 0xffff)?,
-            }
+            writeln!(text, "{}/{}", Ipv4Addr::from(0x1600_0000 + (number / 2 * 256)), 24 + number % 2)?;
         }
         Ok(text)
     };
