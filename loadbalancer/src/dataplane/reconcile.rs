@@ -681,6 +681,9 @@ impl Reconciler {
         let unwanted: HashSet<u16> = (1..self.actual.backends.len() as u16)
             .filter(|id| self.actual.backends[*id as usize].identity != 0)
             .filter(|id| known.get(id).is_none_or(|key| !wanted.contains(key)))
+            // A flow that began after it was looked whether there are any: the server is out of all rings now, and goes once
+            // the flow has ended.
+            .filter(|id| known.get(id).is_none_or(|(service, _)| !services.contains(service)) || self.active(*id) == 0)
             .collect();
         if unwanted.is_empty() {
             return Ok(());
