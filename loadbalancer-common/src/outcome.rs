@@ -103,7 +103,7 @@ outcomes! {
     TtlDropped = 21, "ttl_dropped", Dropped;
     /// Too big for the way to the server, and no answer is due.
     TooBigDropped = 22, "too_big_dropped", Dropped;
-    /// The first packet of a flow that no server takes: it waits.
+    /// The first packet of a flow that no server takes, or the same once more: it waits.
     Queued = 23, "queued", Queued;
     /// A client is to show that it is where its packets say before it may wait.
     Challenged = 24, "challenged", Answered;

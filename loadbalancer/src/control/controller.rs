@@ -28,7 +28,7 @@ use super::standby::{self, HookDone, StandbyPool};
 use super::watching::{Load, Watching};
 use crate::config::{Config, PassiveShare, Service};
 use crate::dataplane::census::{self, Census};
-use crate::dataplane::desired::DesiredBackend;
+use crate::dataplane::desired::{Desired, DesiredBackend};
 use crate::dataplane::half_open::HalfOpen;
 use crate::dataplane::kernel::AttachMode;
 use crate::dataplane::reconcile::{ReconcileError, Reconciler};
@@ -569,6 +569,7 @@ impl Controller {
         let standings = self.servers.iter().map(|(id, state)| (*id, state.standing.clone())).collect();
         let mut desired =
             desire::desired(&self.config, self.seed, &standings, &self.resolved, &self.leaving(), &self.watching);
+        self.keep_sources(&mut desired);
         (desired.prober, desired.probes) = self.prober.desired();
         if let Some(outer) = desired.prober {
             desire::add_responders(&self.config, outer, &mut desired.services);
@@ -580,6 +581,20 @@ impl Controller {
         }
         self.note_apply(result);
         self.follow_queue();
+    }
+
+    /// A server without a way has no source of its own now, but its flows have one: what it sends once the way is back is a
+    /// reply. Taken for the machine's own, it would be answered with a reset.
+    fn keep_sources(&self, desired: &mut Desired) {
+        for service in &mut desired.services {
+            let identity = service.identity;
+            for backend in service.backends.iter_mut().filter(|backend| backend.source.is_none()) {
+                let number = self.reconciler.numbers.backends.get(&(identity, backend.identity));
+                let known =
+                    number.and_then(|number| self.reconciler.backend(*number)).filter(|it| it.source.0 != [0; 4]);
+                backend.source = known.map(|it| stats::any_address(it.source, it.has(Backend::IPV6)));
+            }
+        }
     }
 
     fn note_apply(&mut self, result: Result<(), ReconcileError>) {

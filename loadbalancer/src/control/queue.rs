@@ -47,6 +47,7 @@ type Reply = Box<dyn FnOnce(Report) + Send>;
 enum Command {
     Follow { plans: Vec<Plan>, memory: u64, lease: Duration },
     Socket(Option<Socket>),
+    Close,
     Report(Reply),
     Stop,
 }
@@ -74,6 +75,7 @@ impl QueueThread {
             commands: received,
             engine: Engine::new(0),
             socket: None,
+            is_open: true,
             lease: Duration::ZERO,
             renewed: Duration::ZERO,
             leased: BTreeMap::new(),
@@ -103,9 +105,14 @@ impl QueueThread {
         }
     }
 
-    /// The socket by which frames go back. Without one nothing can wait.
+    /// The socket by which frames go back; without one all wait for it.
     pub fn set_socket(&self, socket: Option<Socket>) {
         self.send(Command::Socket(socket));
+    }
+
+    /// There will be no socket before the next one is set: nothing may wait.
+    pub fn close(&self) {
+        self.send(Command::Close);
     }
 
     /// Whether the thread is no more, which only a panic can be the reason of.
@@ -142,6 +149,8 @@ struct Worker {
     commands: mpsc::Receiver<Command>,
     engine: Engine,
     socket: Option<Socket>,
+    /// Flows may wait: there is a socket, or one is to come. At a start what an earlier controller has promised holds.
+    is_open: bool,
     lease: Duration,
     renewed: Duration,
     /// Services, and whether something waited there when they were last told.
@@ -223,7 +232,12 @@ impl Worker {
                 self.renewed = Duration::ZERO;
             }
             Command::Socket(socket) => {
+                self.is_open |= socket.is_some();
                 self.socket = socket;
+                self.renewed = Duration::ZERO;
+            }
+            Command::Close => {
+                self.is_open = false;
                 self.renewed = Duration::ZERO;
             }
             Command::Report(reply) => {
@@ -295,7 +309,7 @@ impl Worker {
     fn renew(&mut self, now: Duration) -> bool {
         let mut begins = false;
         let due = now.saturating_sub(self.renewed) >= self.lease / RENEWALS;
-        let until = if self.socket.is_some() { (now + self.lease).as_nanos() as u64 } else { 0 };
+        let until = if self.is_open { (now + self.lease).as_nanos() as u64 } else { 0 };
         let mut gone = std::mem::take(&mut self.leased);
         for (service, waits, challenges) in self.engine.states() {
             let before = gone.remove(&service);

@@ -112,6 +112,27 @@ fn a_link_that_goes_down_takes_its_server_out_until_it_is_back() {
     assert!(report.by_server.contains_key("server1"), "{:?}", report.by_server);
 }
 
+/// Also if the interface itself is taken down, and its routes with it: the server sends again before all is as it was.
+#[test]
+fn flows_go_on_when_a_link_is_back() {
+    for mode in ["nat", "dnat", "dsr-ipip"] {
+        for down in [Duration::from_millis(300), Duration::from_secs(2)] {
+            let world = Setup::new(mode).up();
+            let held = world.hold(vip4(1).into(), Protocol::Tcp, 20);
+            for server in &world.lab.servers {
+                server.link_down(Side::Far).expect("down");
+            }
+            let lost = || world.gateway.log().matches("no way to the server").count() == world.servers.len();
+            wait_until("all ways are lost", SOON, lost).unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
+            std::thread::sleep(down);
+            for server in &world.lab.servers {
+                server.link_up(Side::Far).expect("up");
+            }
+            world.assert_held(&held);
+        }
+    }
+}
+
 #[test]
 fn a_server_that_changes_its_mac_address_is_followed_within_a_second() {
     for mode in ["nat", "dsr-l2", "dsr-ipip"] {

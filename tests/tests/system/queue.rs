@@ -1,6 +1,9 @@
 //! Connections that no server takes wait, and are served when one does.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use loadbalancer::queue::report::{ClassReport, Report, ServiceReport};
@@ -395,6 +398,40 @@ fn those_that_wait_when_the_controller_is_killed_are_served_by_the_next() {
     reload(&world, &setup.with(|setup| set_marks(setup, MANY)));
     assert_served(&world, &waiting, THRICE_AGAIN);
     world.assert_held(&first);
+}
+
+#[test]
+fn nobody_is_refused_while_the_controller_is_restarted() {
+    for (mode, signal) in [("nat", Signal::SIGTERM), ("dsr-ipip", Signal::SIGKILL)] {
+        let vip = IpAddr::from(vip4(1));
+        let mut world = setup(mode, "").with(|setup| set_marks(setup, ONE)).up();
+        let held = fill(&world, vip);
+        let stop = AtomicBool::new(false);
+        let client = world.lab.clients[0].namespace().clone();
+        let (tries, refused) = thread::scope(|scope| {
+            let tries = scope.spawn(|| {
+                let all = || {
+                    let (mut tries, mut refused) = (0, 0);
+                    while !stop.load(Ordering::Relaxed) {
+                        // They wait, so that none connects in this time.
+                        let tried = TcpStream::connect_timeout(&SocketAddr::new(vip, 80), Duration::from_millis(5));
+                        refused += u32::from(tried.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+                        tries += 1;
+                    }
+                    (tries, refused)
+                };
+                client.run(all).expect("in the namespace")
+            });
+            wait(&world, "some wait", || total(&world, |it| it.waiting) > 5);
+            world.gateway.stop(signal);
+            world.gateway.spawn().unwrap_or_else(|error| panic!("{error}"));
+            wait(&world, "some wait again", || total(&world, |it| it.waiting) > 5);
+            stop.store(true, Ordering::Relaxed);
+            tries.join().expect("nobody panics")
+        });
+        assert_eq!(refused, 0, "{mode}, {signal}: {refused} of {tries} were refused\n{}", tell(&world));
+        held.iter().for_each(|held| world.assert_held(held));
+    }
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl Controller {
             tracing::error!(%error, "checks through VIPs are not made");
         }
         self.prober.error = Some(error);
+        self.queue.close();
     }
 
     /// Once a second: lets go of a prober whose interface someone has removed or taken down, and tries again what found no

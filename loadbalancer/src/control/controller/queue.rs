@@ -39,6 +39,13 @@ impl QueueState {
         self.pass_socket();
     }
 
+    /// There is no way now, and none to come.
+    pub(super) fn close(&self) {
+        if let Some(thread) = &self.thread {
+            thread.close();
+        }
+    }
+
     /// Notes what is wrong, and logs it once.
     fn note(&mut self, error: Option<String>) {
         if let Some(error) = &error
