@@ -410,13 +410,12 @@ impl Controller {
                     if self.servers.contains_key(&server) || self.reconciler.active(id) == 0 {
                         continue;
                     }
-                    let ipv6 = backend.has(Backend::IPV6);
                     let port = backend.port.get();
                     leaving.entry(identity).or_default().push(DesiredBackend {
                         identity: backend.identity,
                         addr: stats::address(backend),
                         port: (port != 0).then_some(port),
-                        source: (backend.source.0 != [0; 4]).then(|| stats::any_address(backend.source, ipv6)),
+                        source: stats::source(backend),
                         flags: backend.flags & Backend::DOWN,
                         tier: 0,
                         ring: 0,
@@ -590,9 +589,7 @@ impl Controller {
             let identity = service.identity;
             for backend in service.backends.iter_mut().filter(|backend| backend.source.is_none()) {
                 let number = self.reconciler.numbers.backends.get(&(identity, backend.identity));
-                let known =
-                    number.and_then(|number| self.reconciler.backend(*number)).filter(|it| it.source.0 != [0; 4]);
-                backend.source = known.map(|it| stats::any_address(it.source, it.has(Backend::IPV6)));
+                backend.source = number.and_then(|number| self.reconciler.backend(*number)).and_then(stats::source);
             }
         }
     }

@@ -95,6 +95,11 @@ pub fn address(backend: &Backend) -> IpAddr {
     any_address(backend.addr, backend.has(Backend::IPV6))
 }
 
-pub fn any_address(addr: AnyAddr, ipv6: bool) -> IpAddr {
+/// The address that a server's `nat` flows come from; none: it has none, or never had a way.
+pub fn source(backend: &Backend) -> Option<IpAddr> {
+    (backend.source.0 != [0; 4]).then(|| any_address(backend.source, backend.has(Backend::IPV6)))
+}
+
+fn any_address(addr: AnyAddr, ipv6: bool) -> IpAddr {
     if ipv6 { IpAddr::V6(Addr6(addr.0).into()) } else { IpAddr::V4(Addr4(addr.0[0]).into()) }
 }

@@ -308,7 +308,7 @@ fn the_responder_follows_the_configuration_and_outlives_no_controller() {
         world.lab.gateway.namespace.ip(&[format!("link del {name}")]).expect("deleted");
         wait_until("it is made anew", SOON, || interfaces(&world).len() == 1 && interfaces(&world) != before)
             .unwrap_or_else(|error| panic!("{mode}: {error}\n{}", world.tell()));
-        // Until the packet path is at the new one, nobody can wait: who comes is refused.
+        // Until all is at the new one, who comes may get no answer.
         wait_until("it answers", SOON, || ask(&world, vip, GET.as_bytes()).0.is_ok())
             .unwrap_or_else(|error| panic!("{mode}: {error}\n{}", world.tell()));
         assert_told(&world, vip, PAGE);
