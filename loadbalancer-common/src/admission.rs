@@ -5,11 +5,18 @@
 //! so the packet path compares integers.
 
 use crate::backend::Backend;
+use crate::service::Service;
 
 /// May get new flows at all.
 #[inline(always)]
 pub const fn accepts(backend: &Backend) -> bool {
     backend.flags & (Backend::PRESENT | Backend::ACCEPTS | Backend::DOWN) == Backend::PRESENT | Backend::ACCEPTS
+}
+
+/// Whether live TCP flows of a backend go on.
+#[inline(always)]
+pub const fn keeps_flows(service: &Service, backend: &Backend) -> bool {
+    backend.has(Backend::PRESENT) && !(backend.has(Backend::DOWN) && service.has(Service::RESET_ON_DOWN))
 }
 
 #[inline(always)]

@@ -46,7 +46,7 @@ pub struct Translation<A> {
 pub const TO_SERVER: u16 = 1;
 pub const TO_CLIENT: u16 = 2;
 
-/// The flow is watched (see [`crate::signal`]). Kept here, as nothing else of a packet tells it without a hash.
+/// The flow is sampled (see [`crate::signal`]). Kept here, as nothing else of a packet tells it without a hash.
 pub const SAMPLED: u16 = 1;
 
 impl<A: Copy> Translation<A> {

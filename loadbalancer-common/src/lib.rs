@@ -7,6 +7,7 @@
 
 #![no_std]
 #![deny(unsafe_code)]
+#![deny(clippy::missing_errors_doc)]
 
 pub mod net;
 pub mod settings;
@@ -23,9 +24,10 @@ pub mod queue;
 pub mod conntrack;
 pub mod signal;
 pub mod checksum;
+pub mod histogram;
 pub mod outcome;
 mod pod;
 
 /// Version of every layout in this crate. It is part of the directory in which maps are pinned, so a controller never
 /// adopts a state that it would misread. Raise it with any change of a map's key, value, size class or meaning.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;

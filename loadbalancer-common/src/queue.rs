@@ -20,45 +20,65 @@ pub const LARGE_FRAME: usize = 1488;
 /// Bytes of the ring buffer: some 20,000 connections that the controller has not looked at yet.
 pub const BUFFER_BYTES: u32 = 1 << 22;
 
-/// What a record in the ring buffer is about.
+/// What a record in the ring buffer is about: its first byte.
 pub mod kind {
-    /// The first packet of a flow.
+    /// The first packet of a flow: a [`super::Held`], and the frame.
     pub const FLOW: u8 = 1;
-    /// A client has shown that it is where its packets say (see [`super::cookie`]); without a frame.
+    /// A client has shown that it is where its packets say (see [`super::cookie`]): a [`super::Held`].
     pub const VERIFIED: u8 = 2;
-    /// A client gave up; without a frame.
+    /// A client gave up: a [`super::Held`].
     pub const RESET: u8 = 3;
+    /// A server of a service has room: a [`super::HasRoom`].
+    pub const ROOM: u8 = 4;
 }
 
-/// What the packet path knows of a flow that is to wait. Records of another length mean that a server has room.
+/// What the packet path knows of a flow that is to wait.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Held {
+    /// One of [`kind`].
+    pub kind: u8,
+    pub protocol: u8,
+    pub service: u16,
+    /// Interface that it came by.
+    pub ifindex: u32,
     pub hash: u64,
     /// When it came, in nanoseconds of the monotonic clock.
     pub time: u64,
     pub src: AnyAddr,
-    /// Interface that it came by.
-    pub ifindex: u32,
     /// Sequence number of a TCP segment, by which one that is sent again is told from a new connection's; zero for datagrams.
     pub sequence: u32,
-    pub service: u16,
+    pub dport: Be16,
     /// Class that its client's address gives, plus one; zero: none.
     pub class: u16,
     /// Server that its client had before, for services that keep a client on one; zero: none.
     pub preferred: u16,
     /// Bytes of the frame behind this.
     pub length: u16,
-    pub dport: Be16,
-    /// One of [`kind`].
-    pub kind: u8,
-    pub protocol: u8,
     pub tos: u8,
     /// Whether addresses are of IPv6.
     pub ipv6: u8,
     /// Whether its client has shown that it is where its packets say.
     pub verified: u8,
     pub pad: u8,
+}
+
+/// A server of a service has room: someone may be given back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct HasRoom {
+    /// [`kind::ROOM`].
+    pub kind: u8,
+    pub pad: u8,
+    pub service: u16,
+    pub pad2: u32,
+}
+
+impl HasRoom {
+    #[inline(always)]
+    pub const fn new(service: u16) -> Self {
+        Self { kind: kind::ROOM, pad: 0, service, pad2: 0 }
+    }
 }
 
 /// In front of a frame that is given back, where an Ethernet header would be.

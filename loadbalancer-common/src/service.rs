@@ -1,5 +1,7 @@
 //! Virtual services: what a packet's destination is looked up in, and what the lookup gives.
 
+use core::mem::offset_of;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::net::{Addr4, Addr6, AnyAddr, Be16};
@@ -76,7 +78,7 @@ pub struct Service {
     /// First and last port that `nat` may use as source, host order.
     pub nat_port_first: u16,
     pub nat_port_last: u16,
-    /// Which flows are watched, see [`crate::signal::is_sampled`].
+    /// Which flows are sampled, see [`crate::signal::is_sampled`].
     pub sample_mask: u16,
     pub pad2: [u16; 3],
     /// Which it is in the configuration, so that a new controller recognises what it finds.
@@ -118,4 +120,13 @@ pub struct ServiceState {
     /// Not zero: a flow may wait only if its client has shown that it is where its packets say.
     pub challenge: u64,
     pub pad: [u64; 3],
+}
+
+/// Places of words, for whoever sees a state as words.
+impl ServiceState {
+    pub const ROOM_EPOCH: usize = offset_of!(Self, room_epoch) / size_of::<u64>();
+    pub const FULL_EPOCH: usize = offset_of!(Self, full_epoch) / size_of::<u64>();
+    pub const QUEUE_UNTIL: usize = offset_of!(Self, queue_until) / size_of::<u64>();
+    pub const WAITING_UNTIL: usize = offset_of!(Self, waiting_until) / size_of::<u64>();
+    pub const CHALLENGE: usize = offset_of!(Self, challenge) / size_of::<u64>();
 }

@@ -33,7 +33,7 @@ pub struct Settings {
     /// Always zero. The packet path adds it to offsets that the verifier would otherwise follow value by value, walking
     /// the whole program once per kind of link header.
     pub zero: u64,
-    /// Number of places for watched flows minus one; the number is a power of two.
+    /// Number of places for sampled flows minus one; the number is a power of two.
     pub observed_mask: u32,
     /// Interface by which our own probes come in; zero: there are none.
     pub prober: u32,

@@ -1,12 +1,13 @@
 //! Passive signals: what the packet path sees of the quality of servers in the traffic itself.
 //!
-//! A share of the flows is watched ([`is_sampled`]). What is going on in a watched flow stands in [`Observed`], one cache
+//! A share of the flows is sampled ([`is_sampled`]). What is going on in a sampled flow stands in [`Observed`], one cache
 //! line in a table in which a flow has one place, and takes it from whoever has it: a sample lost is no harm. What came
 //! out is counted in [`Signals`], by server and channel.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::PATH_SLOTS;
+use crate::histogram::Histogram;
 
 /// Channels that a server can have at a time: more would not fit into its path slots.
 pub const CHANNELS: usize = PATH_SLOTS;
@@ -26,7 +27,7 @@ pub const fn mask_of(flows_per_sample: u16) -> u16 {
 const SHARE_BITS: u16 = !CHANGE_BITS;
 const CHANGE_BITS: u16 = 7 << 12;
 
-/// Whether a flow is watched, by the hash of its tuple, and so in both directions alike.
+/// Whether a flow is sampled, by the hash of its tuple, and so in both directions alike.
 #[inline(always)]
 pub const fn is_sampled(hash: u64, mask: u16) -> bool {
     // The bit that only `OFF` asks for.
@@ -34,7 +35,7 @@ pub const fn is_sampled(hash: u64, mask: u16) -> bool {
 }
 
 /// What a mask becomes that is to sample as `wanted` does: another one each time, since what was seen of a flow before a
-/// change is of no use after it (see [`watched_key`]).
+/// change is of no use after it (see [`sampled_key`]).
 pub const fn next_mask(mask: u16, wanted: u16) -> u16 {
     if share(mask) == share(wanted) { mask } else { share(wanted) | mask.wrapping_add(1 << 12) & CHANGE_BITS }
 }
@@ -44,10 +45,10 @@ pub const fn share(mask: u16) -> u16 {
     mask & SHARE_BITS
 }
 
-/// Key of a flow in the table of watched flows: its hash, in which bits differ after each of eight changes of the mask, as
+/// Key of a flow in the table of sampled flows: its hash, in which bits differ after each of eight changes of the mask, as
 /// packets may have passed unseen before.
 #[inline(always)]
-pub const fn watched_key(hash: u64, mask: u16) -> u64 {
+pub const fn sampled_key(hash: u64, mask: u16) -> u64 {
     hash ^ mask as u64
 }
 
@@ -56,24 +57,19 @@ pub const BUCKETS: usize = 32;
 /// Logarithm of the end of the first bucket, in ns: nothing of interest takes less than 2 us.
 pub const FIRST_BUCKET_BITS: u32 = 11;
 
-/// Bucket of a latency: bucket `i` has those from 2^(10+i) to 2^(11+i) ns. The first has those below as well, the last, from
-/// 36 minutes on, those above.
-#[inline(always)]
-pub const fn bucket(ns: u64) -> usize {
-    let above = ns >> FIRST_BUCKET_BITS;
-    let bits = u64::BITS - above.leading_zeros();
-    if bits as usize >= BUCKETS { BUCKETS - 1 } else { bits as usize }
-}
+/// Latencies in ns: bucket `i` has those from 2^(10+i) to 2^(11+i). The first has those below as well, the last, from 36
+/// minutes on, those above.
+pub type Latencies = Histogram<u32, BUCKETS, FIRST_BUCKET_BITS, 0>;
 
 /// What was seen of one server over one channel, ever: all numbers turn over. Changed by atomic additions, so that it need
-/// not be kept per CPU: watched packets are bounded, and the reader has one number to read instead of one per CPU.
+/// not be kept per CPU: sampled packets are bounded, and the reader has one number to read instead of one per CPU.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Signals {
     /// First SYN to SYN-ACK; in `dsr-*` modes to the client's next segment, which has the client's way in it.
-    pub handshakes: [u32; BUCKETS],
+    pub handshakes: Latencies,
     /// Request to the first part of its response, where both pass.
-    pub responses: [u32; BUCKETS],
+    pub responses: Latencies,
     /// Sums of the above.
     pub handshake_ns: u64,
     pub response_ns: u64,
@@ -98,7 +94,7 @@ pub const fn index(backend: u16, channel: u8) -> u32 {
     backend as u32 * CHANNELS as u32 + (channel as u32 & (CHANNELS as u32 - 1))
 }
 
-/// A watched flow.
+/// A sampled flow.
 ///
 /// The words are written one by one, and on several CPUs. So each of the first two carries the flow's tag, by which a reader
 /// sees whose it is, and a sample is taken by whoever can exchange [`Pending`] for nothing.
@@ -123,7 +119,7 @@ pub struct Observed {
     pub pad: [u32; 5],
 }
 
-/// What is known of the server's direction of a watched flow.
+/// What is known of the server's direction of a sampled flow.
 pub mod server {
     pub const UNKNOWN: u32 = 0;
     /// Its sequence numbers.
@@ -281,7 +277,7 @@ mod tests {
     fn each_change_of_a_share_gives_another_key() {
         let (all, half) = (mask_of(1), mask_of(2));
         let mut mask = all;
-        let mut keys = std::vec![watched_key(0, mask)];
+        let mut keys = std::vec![sampled_key(0, mask)];
         for wanted in [half, all, OFF, all, half, all, half] {
             let before = mask;
             mask = next_mask(mask, wanted);
@@ -290,8 +286,8 @@ mod tests {
             assert_ne!(mask, before);
             assert_eq!(is_sampled(0, mask), wanted != OFF);
             assert_eq!(is_sampled(1, mask), wanted == all, "{mask:x}");
-            assert!(!keys.contains(&watched_key(0, mask)));
-            keys.push(watched_key(0, mask));
+            assert!(!keys.contains(&sampled_key(0, mask)));
+            keys.push(sampled_key(0, mask));
         }
     }
 
@@ -300,7 +296,7 @@ mod tests {
         let of =
             [(0, 0), (2_047, 0), (2_048, 1), (4_095, 1), (4_096, 2), (1_000_000, 9), (1 << 41, 31), (u64::MAX, 31)];
         for (ns, wanted) in of {
-            assert_eq!(bucket(ns), wanted, "{ns} ns");
+            assert_eq!(Latencies::bucket(ns), wanted, "{ns} ns");
         }
     }
 
@@ -353,7 +349,7 @@ mod tests {
 
         #[test]
         fn buckets_are_those_of_the_logarithm(ns in 2_048u64..1 << 41) {
-            prop_assert_eq!(bucket(ns), ns.ilog2() as usize - 10);
+            prop_assert_eq!(Latencies::bucket(ns), ns.ilog2() as usize - 10);
         }
     }
 }

@@ -1,26 +1,25 @@
-//! Watched flows: how long servers take to answer, and what they lose or refuse.
+//! Sampled flows: how long servers take to answer, and what they lose or refuse.
 //!
 //! A sample is taken only where it is clear what an answer answers; what had to be sent again gives none, as its answer may
 //! be to either (Karn's algorithm, RFC 6298, section 3). What was lost on the client's side of the gateway does not count.
 //!
 //! All here runs for sampled flows only. The two ways in are exported functions: the verifier checks each once by itself.
 
-use core::mem::offset_of;
-
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::programs::XdpContext;
 use loadbalancer_common::hash::nat_flow;
 use loadbalancer_common::net::{Be16, protocol, tcp_flag};
-use loadbalancer_common::signal::{self, Observed, Pending, Place, Signals, Who, ahead, pending, place, server};
+use loadbalancer_common::signal::{
+    self, Latencies, Observed, Pending, Place, Signals, Who, ahead, pending, place, server,
+};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
-use crate::frame;
-use crate::maps;
-use crate::parse::{Packet, Part};
-use crate::probe;
-use crate::queue;
+use crate::clock::precise_ns;
+use crate::maps::{self, Live, Shared};
+use crate::packed::Pair;
+use crate::packet::cursor::Frame;
+use crate::packet::ingress::{from_prober, is_released};
+use crate::packet::parse::{Packet, Part};
 
 /// Bytes that a client may send at once (RFC 6928): a request of up to so many is timed from its first segment, as what
 /// follows within may be another request; one of more from its last, as until then it waits for the client.
@@ -29,12 +28,12 @@ const INITIAL_WINDOW: i32 = 14_600;
 /// A datagram without an answer for so long is lost, if another one follows: the first time-out of TCP (RFC 6298, section 2).
 const UNANSWERED_NS: u64 = 1_000_000_000;
 
-/// By what a watched flow is known.
+/// By what a sampled flow is known.
 #[derive(Clone, Copy)]
 pub enum Key {
     /// Of the client's tuple: see [`Key::of`].
     Hash(u64),
-    /// Backend and source port there of a `nat` flow. Hashed only here: few flows are watched.
+    /// Backend and source port there of a `nat` flow. Hashed only here: few flows are sampled.
     Nat(u16, Be16),
 }
 
@@ -52,24 +51,22 @@ pub enum Replies {
 /// A packet of a client that is about to be sent to its server.
 ///
 /// Here and in [`server`] the packet has been rewritten already, and has no outer headers yet. Asked earlier, the call costs every
-/// packet a sixth more, also of flows that are not watched: all that is needed after it is kept on the stack across it.
+/// packet a sixth more, also of flows that are not sampled: all that is needed after it is kept on the stack across it.
 #[inline(always)]
-pub fn client<A>(ctx: &XdpContext, packet: &Packet<A>, key: Key, backend: u16, path_id: u32, replies: Replies) {
+pub fn client<A>(frame: &Frame, packet: &Packet<A>, key: Key, backend: u16, path_id: u32, replies: Replies) {
     if packet.part == Part::Whole
         && let Some(path) = maps::path(path_id)
     {
-        let target = backend as u64 | (path.channel as u64) << 16 | (replies as u64) << 24;
-        let (key, kind) = key.words();
-        observe_client(ctx.ctx, key, transport(packet) | kind, target);
+        let target = Target { backend, channel: path.channel, replies };
+        observe_client(frame.context(), key.word(), Transport::of(packet, key).to_bits(), target.to_bits());
     }
 }
 
 /// A packet of a server that is about to be sent to its client.
 #[inline(always)]
-pub fn server<A>(ctx: &XdpContext, packet: &Packet<A>, key: Key) {
+pub fn server<A>(frame: &Frame, packet: &Packet<A>, key: Key) {
     if packet.part == Part::Whole {
-        let (key, kind) = key.words();
-        observe_server(ctx.ctx, key, transport(packet) | kind);
+        observe_server(frame.context(), key.word(), Transport::of(packet, key).to_bits());
     }
 }
 
@@ -77,64 +74,105 @@ pub fn server<A>(ctx: &XdpContext, packet: &Packet<A>, key: Key) {
 /// RFC 8085, section 5.2).
 #[inline(always)]
 pub fn unreachable(key: Key, number: u8) {
-    let (key, kind) = key.words();
-    observe_unreachable(key, kind | ((number == protocol::TCP) as u64) << IS_TCP_SHIFT);
+    let is_nat = matches!(key, Key::Nat(..));
+    let transport = Transport { l4: 0, bytes: 0, is_tcp: number == protocol::TCP, is_nat };
+    observe_unreachable(key.word(), transport.to_bits());
 }
 
-/// Says that a word is not a hash but what [`nat_flow`] takes.
-const IS_NAT: u64 = 1 << 33;
-const IS_TCP_SHIFT: u32 = 32;
-
 impl Key {
-    /// The key of a flow with this hash, watched by this mask.
+    /// The key of a flow with this hash, sampled by this mask.
     #[inline(always)]
     pub fn of(hash: u64, mask: u16) -> Self {
-        Self::Hash(signal::watched_key(hash, mask))
+        Self::Hash(signal::sampled_key(hash, mask))
     }
 
+    /// The key's own word. Which kind it is [`Transport`] says.
     #[inline(always)]
-    fn words(self) -> (u64, u64) {
+    fn word(self) -> u64 {
         match self {
-            Key::Hash(hash) => (hash, 0),
-            Key::Nat(backend, port) => ((backend as u64) << 16 | port.0 as u64, IS_NAT),
+            Key::Hash(hash) => hash,
+            Key::Nat(backend, port) => Pair(backend, port.0).to_bits() as u64,
         }
     }
 }
 
-/// Offset of the transport header, bytes from there on, and whether it is TCP, in one word.
-#[inline(always)]
-fn transport<A>(packet: &Packet<A>) -> u64 {
-    let bytes = packet.l3.wrapping_add(packet.length).wrapping_sub(packet.l4);
-    packet.l4 as u64 | (bytes as u64) << 16 | (packet.is_tcp() as u64) << IS_TCP_SHIFT
+/// What the exported functions need to know of a packet, in one word.
+#[derive(Clone, Copy)]
+struct Transport {
+    /// Offset of the transport header, and bytes from there on.
+    l4: u16,
+    bytes: u16,
+    is_tcp: bool,
+    /// The key is [`Key::Nat`].
+    is_nat: bool,
 }
 
-#[inline(always)]
-fn is_tcp(transport: u64) -> bool {
-    (transport >> IS_TCP_SHIFT) & 1 != 0
+impl Transport {
+    #[inline(always)]
+    fn of<A>(packet: &Packet<A>, key: Key) -> Self {
+        let bytes = packet.l3.wrapping_add(packet.length).wrapping_sub(packet.l4);
+        Self { l4: packet.l4, bytes, is_tcp: packet.is_tcp(), is_nat: matches!(key, Key::Nat(..)) }
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        self.l4 as u64 | (self.bytes as u64) << 16 | (self.is_tcp as u64) << 32 | (self.is_nat as u64) << 33
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        Self {
+            l4: bits as u16,
+            bytes: (bits >> 16) as u16,
+            is_tcp: (bits >> 32) & 1 != 0,
+            is_nat: (bits >> 33) & 1 != 0,
+        }
+    }
+}
+
+/// Where a client's packet goes, in one word.
+#[derive(Clone, Copy)]
+struct Target {
+    backend: u16,
+    channel: u8,
+    replies: Replies,
+}
+
+impl Target {
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        self.backend as u64 | (self.channel as u64) << 16 | (self.replies as u64) << 24
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        let replies = match (bits >> 24) as u8 {
+            0 => Replies::All,
+            1 => Replies::None,
+            _ => Replies::Told,
+        };
+        Self { backend: bits as u16, channel: (bits >> 16) as u8, replies }
+    }
 }
 
 /// See [`client`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn observe_client(ctx: *mut xdp_md, key: u64, transport: u64, target: u64) -> u32 {
-    let replies = match (target >> 24) as u8 {
-        0 => Replies::All,
-        1 => Replies::None,
-        _ => Replies::Told,
-    };
-    let who = |flow: &Flow| Who::new(flow.hash, target as u16, (target >> 16) as u8);
-    if is_tcp(transport) {
+pub extern "C" fn observe_client(ctx: &xdp_md, key: u64, transport: u64, target: u64) -> u32 {
+    let (frame, transport, target) = (Frame::of(ctx), Transport::from_bits(transport), Target::from_bits(target));
+    let who = |flow: &Flow| Who::new(flow.hash, target.backend, target.channel);
+    if transport.is_tcp {
         // Most segments of clients only acknowledge; they need no look at the flow's entry.
-        if let Some(segment) = Segment::read(ctx, transport)
-            && (segment.length > 0 || segment.has(tcp_flag::SYN | tcp_flag::RST) || replies == Replies::Told)
-            && !is_probe(ctx)
+        if let Some(segment) = Segment::read(frame, transport)
+            && (segment.length > 0 || segment.has(tcp_flag::SYN | tcp_flag::RST) || target.replies == Replies::Told)
+            && !is_probe(frame)
             && let Some(flow) = Flow::of(key, transport)
         {
-            flow.client_segment(who(&flow), replies, &segment);
+            flow.client_segment(who(&flow), target.replies, &segment);
         }
-    } else if replies == Replies::All
-        && (transport >> 16) as u16 as usize > UdpHdr::LEN
-        && !is_probe(ctx)
+    } else if target.replies == Replies::All
+        && transport.bytes as usize > UdpHdr::LEN
+        && !is_probe(frame)
         && let Some(flow) = Flow::of(key, transport)
     {
         flow.client_datagram(who(&flow));
@@ -145,14 +183,15 @@ pub extern "C" fn observe_client(ctx: *mut xdp_md, key: u64, transport: u64, tar
 /// Our own probes are no traffic: what they find is told by who sent them. First packets that have waited come by the same
 /// interface.
 #[inline(always)]
-fn is_probe(ctx: *mut xdp_md) -> bool {
-    maps::settings().is_some_and(|settings| probe::is_one(&XdpContext::new(ctx), settings)) && !queue::is_released()
+fn is_probe(frame: &Frame) -> bool {
+    maps::settings().is_some_and(|settings| from_prober(frame, settings)) && !is_released()
 }
 
 /// See [`server`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn observe_server(ctx: *mut xdp_md, key: u64, transport: u64) -> u32 {
+pub extern "C" fn observe_server(ctx: &xdp_md, key: u64, transport: u64) -> u32 {
+    let transport = Transport::from_bits(transport);
     let Some(flow) = Flow::of(key, transport) else {
         return 0;
     };
@@ -160,9 +199,9 @@ pub extern "C" fn observe_server(ctx: *mut xdp_md, key: u64, transport: u64) -> 
     if !who.is_of(flow.hash) {
         return 0;
     }
-    if !is_tcp(transport) {
+    if !transport.is_tcp {
         flow.server_datagram(who);
-    } else if let Some(segment) = Segment::read(ctx, transport) {
+    } else if let Some(segment) = Segment::read(Frame::of(ctx), transport) {
         flow.server_segment(who, &segment);
     }
     0
@@ -172,7 +211,7 @@ pub extern "C" fn observe_server(ctx: *mut xdp_md, key: u64, transport: u64) -> 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn observe_unreachable(key: u64, transport: u64) -> u32 {
-    if let Some(flow) = Flow::of(key, transport) {
+    if let Some(flow) = Flow::of(key, Transport::from_bits(transport)) {
         let who = flow.who();
         if who.is_of(flow.hash) {
             flow.refused(who);
@@ -191,9 +230,9 @@ struct Segment {
 
 impl Segment {
     #[inline(always)]
-    fn read(ctx: *mut xdp_md, transport: u64) -> Option<Self> {
-        let (l4, bytes) = (transport as u16 as usize, (transport >> 16) as u16 as u32);
-        let [_, sequence, acknowledged, offset_flags] = frame::load::<[u32; 4]>(&XdpContext::new(ctx), l4)?;
+    fn read(frame: &Frame, transport: Transport) -> Option<Self> {
+        let bytes = transport.bytes as u32;
+        let [_, sequence, acknowledged, offset_flags] = frame.load::<[u32; 4]>(transport.l4 as usize)?;
         let offset_flags = u32::from_be(offset_flags);
         let header = (offset_flags >> 28) * 4;
         if header < TcpHdr::LEN as u32 || header > bytes {
@@ -218,32 +257,19 @@ impl Segment {
 /// A flow and its place in the table, which may be another flow's.
 struct Flow {
     hash: u64,
-    entry: *mut Observed,
-}
-
-/// Reads and writes a field of the entry once, as a whole.
-macro_rules! get {
-    ($flow:ident.$field:ident) => {
-        // SAFETY: the pointer is to a map value; plain loads of aligned words.
-        unsafe { (&raw const (*$flow.entry).$field).read_volatile() }
-    };
-}
-macro_rules! set {
-    ($flow:ident.$field:ident, $value:expr) => {
-        // SAFETY: the pointer is to a map value; plain stores of aligned words.
-        unsafe { (&raw mut (*$flow.entry).$field).write_volatile($value) }
-    };
+    entry: Live<Observed>,
 }
 
 impl Flow {
     #[inline(always)]
-    fn of(key: u64, transport: u64) -> Option<Self> {
+    fn of(key: u64, transport: Transport) -> Option<Self> {
         let settings = maps::settings()?;
-        let hash = if transport & IS_NAT == 0 {
+        let hash = if !transport.is_nat {
             key
         } else {
-            let number = if is_tcp(transport) { protocol::TCP } else { protocol::UDP };
-            nat_flow(settings.seed, (key >> 16) as u16, Be16(key as u16), number)
+            let number = if transport.is_tcp { protocol::TCP } else { protocol::UDP };
+            let Pair(backend, port) = Pair::from_bits(key as u32);
+            nat_flow(settings.seed, backend, Be16(port), number)
         };
         let entry = maps::observed((hash >> 32) as u32 & settings.observed_mask)?;
         Some(Self { hash, entry })
@@ -251,36 +277,34 @@ impl Flow {
 
     #[inline(always)]
     fn who(&self) -> Who {
-        get!(self.who)
+        self.entry.who().load()
     }
 
     #[inline(always)]
     fn owed(&self) -> Pending {
-        get!(self.pending)
+        self.entry.pending().load()
     }
 
     #[inline(always)]
     fn owe(&self, kind: u8) {
-        set!(self.pending, Pending::since(self.hash, kind, now()));
+        self.entry.pending().store(Pending::since(self.hash, kind, precise_ns()));
     }
 
     /// Begins anew, with nothing known of the server's direction. Its owner is told last.
     #[inline(always)]
     fn begin(&self, who: Who, client_next: u32, owed: Pending) {
-        set!(self.pending, owed);
-        set!(self.client_next, client_next);
-        set!(self.gap_start, client_next);
-        set!(self.gap_end, client_next);
-        set!(self.server, server::UNKNOWN);
-        set!(self.who, who);
+        self.entry.pending().store(owed);
+        self.entry.client_next().store(client_next);
+        self.entry.gap_start().store(client_next);
+        self.entry.gap_end().store(client_next);
+        self.entry.server().store(server::UNKNOWN);
+        self.entry.who().store(who);
     }
 
     /// Takes what is owed. False if somebody else has just done so, or has taken the place.
     #[inline(always)]
     fn settle(&self, owed: Pending) -> bool {
-        // SAFETY: the pointer is to a map value.
-        let word = unsafe { (&raw mut (*self.entry).pending).cast::<u64>() };
-        maps::compare_exchange(word, owed.0, Pending::nothing(self.hash).0)
+        self.entry.pending().compare_exchange(owed, Pending::nothing(self.hash))
     }
 
     #[inline(always)]
@@ -288,7 +312,7 @@ impl Flow {
         if segment.has(tcp_flag::RST) {
             // The client gives up: what it did not wait for tells nothing.
             if self.who().is_of(self.hash) {
-                set!(self.who, Who(0));
+                self.entry.who().store(Who(0));
             }
             return;
         }
@@ -311,7 +335,13 @@ impl Flow {
         }
         let mut at = Place::Far;
         if is_known {
-            at = place(get!(self.client_next), get!(self.gap_start), get!(self.gap_end), segment.start, segment.end);
+            at = place(
+                self.entry.client_next().load(),
+                self.entry.gap_start().load(),
+                self.entry.gap_end().load(),
+                segment.start,
+                segment.end,
+            );
             is_known = at != Place::Far;
         }
         if !is_known {
@@ -321,21 +351,21 @@ impl Flow {
         match at {
             Place::Again => return self.again(who, segment),
             Place::InGap => {
-                if segment.start == get!(self.gap_start) {
-                    set!(self.gap_start, segment.end);
+                if segment.start == self.entry.gap_start().load() {
+                    self.entry.gap_start().store(segment.end);
                 }
             }
             Place::BehindGap => {
-                let next = get!(self.client_next);
-                if get!(self.gap_start) == get!(self.gap_end) {
-                    set!(self.gap_start, next);
+                let next = self.entry.client_next().load();
+                if self.entry.gap_start().load() == self.entry.gap_end().load() {
+                    self.entry.gap_start().store(next);
                 }
-                set!(self.gap_end, segment.start);
-                set!(self.client_next, segment.end);
+                self.entry.gap_end().store(segment.start);
+                self.entry.client_next().store(segment.end);
             }
-            _ => set!(self.client_next, segment.end),
+            _ => self.entry.client_next().store(segment.end),
         }
-        count(who, offset_of!(Signals, segments));
+        count(who, |signals| signals.segments());
         if replies == Replies::All {
             self.request(segment, at == Place::InGap);
         }
@@ -346,11 +376,11 @@ impl Flow {
     fn syn(&self, who: Who, segment: &Segment) {
         let (known, owed) = (self.who(), self.owed());
         let next = segment.start.wrapping_add(1);
-        if known.is_of(self.hash) && get!(self.client_next) == next {
+        if known.is_of(self.hash) && self.entry.client_next().load() == next {
             if owed.kind(self.hash) == pending::HANDSHAKE {
-                count(known, offset_of!(Signals, lost_syns));
+                count(known, |signals| signals.lost_syns());
                 if known == who {
-                    set!(self.pending, owed.untimed());
+                    self.entry.pending().store(owed.untimed());
                     return;
                 }
                 // Another server gets it now.
@@ -359,7 +389,7 @@ impl Flow {
                 return;
             }
         }
-        self.begin(who, next, Pending::since(self.hash, pending::HANDSHAKE, now()));
+        self.begin(who, next, Pending::since(self.hash, pending::HANDSHAKE, precise_ns()));
     }
 
     /// Bytes that have come by before.
@@ -370,15 +400,15 @@ impl Flow {
         if segment.length <= 1 {
             return;
         }
-        count(who, offset_of!(Signals, segments));
+        count(who, |signals| signals.segments());
         // The server has them: its word was lost on the client's side.
-        if get!(self.server) == server::KNOWN && ahead(segment.end, get!(self.acknowledged)) >= 0 {
+        if self.entry.server().load() == server::KNOWN && ahead(segment.end, self.entry.acknowledged().load()) >= 0 {
             return;
         }
-        count(who, offset_of!(Signals, lost_segments));
+        count(who, |signals| signals.lost_segments());
         let owed = self.owed();
         if owed.kind(self.hash) == pending::RESPONSE {
-            set!(self.pending, owed.untimed());
+            self.entry.pending().store(owed.untimed());
         }
     }
 
@@ -388,19 +418,19 @@ impl Flow {
         let owed = self.owed();
         if owed.kind(self.hash) == pending::RESPONSE {
             // The server could not answer before it had all.
-            let is_late = was_missing || ahead(get!(self.request_start), segment.end) > INITIAL_WINDOW;
+            let is_late = was_missing || ahead(self.entry.request_start().load(), segment.end) > INITIAL_WINDOW;
             if owed.is_timed() && is_late {
                 self.owe(pending::RESPONSE);
             }
             return;
         }
-        set!(self.request_start, segment.start);
+        self.entry.request_start().store(segment.start);
         // What the client sends while it has not seen all that the server sent may be anything; only after that it is
         // something that the server answers next.
-        if get!(self.server) == server::KNOWN && get!(self.server_next) == segment.acknowledged {
+        if self.entry.server().load() == server::KNOWN && self.entry.server_next().load() == segment.acknowledged {
             self.owe(pending::RESPONSE);
         } else {
-            set!(self.pending, Pending::since(self.hash, pending::RESPONSE, 0).untimed());
+            self.entry.pending().store(Pending::since(self.hash, pending::RESPONSE, 0).untimed());
         }
     }
 
@@ -414,32 +444,32 @@ impl Flow {
             if owed.kind(self.hash) == pending::HANDSHAKE && self.settle(owed) {
                 handshake(who, owed);
             }
-            set!(self.acknowledged, segment.acknowledged);
-            set!(self.server_next, segment.start.wrapping_add(1));
-            set!(self.server, server::KNOWN);
+            self.entry.acknowledged().store(segment.acknowledged);
+            self.entry.server_next().store(segment.start.wrapping_add(1));
+            self.entry.server().store(server::KNOWN);
             return;
         }
-        let is_known = get!(self.server) == server::KNOWN;
-        if !is_known || ahead(get!(self.acknowledged), segment.acknowledged) > 0 {
-            set!(self.acknowledged, segment.acknowledged);
+        let is_known = self.entry.server().load() == server::KNOWN;
+        if !is_known || ahead(self.entry.acknowledged().load(), segment.acknowledged) > 0 {
+            self.entry.acknowledged().store(segment.acknowledged);
         }
         if segment.length == 0 {
             return;
         }
-        count(who, offset_of!(Signals, segments));
+        count(who, |signals| signals.segments());
         let mut at = Place::Far;
         if is_known {
-            let next = get!(self.server_next);
+            let next = self.entry.server_next().load();
             at = place(next, next, next, segment.start, segment.end);
         }
         if at == Place::Again {
             // Lost on the client's side.
             return;
         }
-        set!(self.server_next, segment.end);
-        set!(self.server, server::KNOWN);
+        self.entry.server_next().store(segment.end);
+        self.entry.server().store(server::KNOWN);
         if at == Place::BehindGap {
-            count(who, offset_of!(Signals, lost_segments));
+            count(who, |signals| signals.lost_segments());
         }
         if owed.kind(self.hash) == pending::RESPONSE && self.settle(owed) && at == Place::Next {
             response(who, owed);
@@ -449,29 +479,29 @@ impl Flow {
     #[inline(always)]
     fn client_datagram(&self, who: Who) {
         if self.who() != who {
-            return self.begin(who, 0, Pending::since(self.hash, pending::RESPONSE, now()));
+            return self.begin(who, 0, Pending::since(self.hash, pending::RESPONSE, precise_ns()));
         }
-        if get!(self.server) == server::TALKS {
+        if self.entry.server().load() == server::TALKS {
             return;
         }
-        let (owed, now) = (self.owed(), now());
+        let (owed, now) = (self.owed(), precise_ns());
         let mut next = Pending::since(self.hash, pending::RESPONSE, now);
         if owed.kind(self.hash) == pending::RESPONSE {
             if owed.age(now) < UNANSWERED_NS {
                 // The answer may be to either.
                 next = next.untimed();
             } else {
-                count(who, offset_of!(Signals, unanswered));
+                count(who, |signals| signals.unanswered());
             }
         }
-        set!(self.pending, next);
+        self.entry.pending().store(next);
     }
 
     #[inline(always)]
     fn server_datagram(&self, who: Who) {
         let owed = self.owed();
         if owed.kind(self.hash) != pending::RESPONSE {
-            set!(self.server, server::TALKS);
+            self.entry.server().store(server::TALKS);
         } else if self.settle(owed) {
             response(who, owed);
         }
@@ -486,53 +516,41 @@ impl Flow {
             return;
         }
         // Some clients send a refused SYN again, and that is another try.
-        set!(self.who, Who(0));
+        self.entry.who().store(Who(0));
         if kind == pending::HANDSHAKE {
-            count(who, offset_of!(Signals, refused_syns));
+            count(who, |signals| signals.refused_syns());
         } else {
-            count(who, offset_of!(Signals, refused_requests));
+            count(who, |signals| signals.refused_requests());
         }
     }
 }
 
 #[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper has no precondition.
-    unsafe { bpf_ktime_get_ns() }
-}
-
-#[inline(always)]
 fn handshake(who: Who, owed: Pending) {
     if owed.is_timed() {
-        sample(who, offset_of!(Signals, handshakes), offset_of!(Signals, handshake_ns), owed.age(now()));
+        let ns = owed.age(precise_ns());
+        if let Some(signals) = maps::signals(who) {
+            signals.handshakes()[Latencies::bucket(ns)].add(1);
+            signals.handshake_ns().add(ns);
+        }
     }
 }
 
 #[inline(always)]
 fn response(who: Who, owed: Pending) {
     if owed.is_timed() {
-        sample(who, offset_of!(Signals, responses), offset_of!(Signals, response_ns), owed.age(now()));
+        let ns = owed.age(precise_ns());
+        if let Some(signals) = maps::signals(who) {
+            signals.responses()[Latencies::bucket(ns)].add(1);
+            signals.response_ns().add(ns);
+        }
     }
 }
 
-/// Adds a latency to the histogram and to the sum at two offsets.
+/// Adds one to a counter.
 #[inline(always)]
-fn sample(who: Who, histogram: usize, sum: usize, ns: u64) {
+fn count(who: Who, counter: impl FnOnce(Live<Signals>) -> &'static Shared<u32>) {
     if let Some(signals) = maps::signals(who) {
-        let signals = signals.cast::<u8>();
-        // SAFETY: the fields of a value of the map.
-        let (bucket, sum) =
-            unsafe { (signals.add(histogram).cast::<u32>().add(signal::bucket(ns)), signals.add(sum).cast::<u64>()) };
-        maps::add32(bucket, 1);
-        maps::add64(sum, ns);
-    }
-}
-
-/// Adds one to the counter at an offset.
-#[inline(always)]
-fn count(who: Who, counter: usize) {
-    if let Some(signals) = maps::signals(who) {
-        // SAFETY: a field of a value of the map.
-        maps::add32(unsafe { signals.cast::<u8>().add(counter).cast::<u32>() }, 1);
+        counter(signals).add(1);
     }
 }

@@ -1,6 +1,7 @@
 //! Verdicts: what a stage decided, before anything is done about it.
 
 use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_redirect;
 use loadbalancer_common::outcome::Outcome;
 use loadbalancer_common::service::NO_SERVICE;
 
@@ -35,13 +36,13 @@ impl Verdict {
     }
 
     #[inline(always)]
-    pub fn word(self) -> u64 {
+    pub fn to_bits(self) -> u64 {
         self.0
     }
 
     #[inline(always)]
-    pub fn from_word(word: u64) -> Self {
-        Self(word)
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     /// The same, with another action.
@@ -71,4 +72,11 @@ impl Verdict {
     pub fn outcome(self) -> u32 {
         (self.0 >> 32) as u32
     }
+}
+
+/// The action that sends a frame out of an interface.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> u32 {
+    // SAFETY: the helper takes any number; one that is no interface is an aborted frame.
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
 }

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadbalancer::health::{
-    AgentCheck, CheckKind, CheckSpec, Checker, HttpCheck, Part, ProbeKey, TlsCheck, UdpCheck, UdpExpect, Verify, Via,
+    AgentCheck, CheckKind, CheckSpec, Checker, HttpCheck, Part, ProbeKey, Target, TlsCheck, UdpCheck, UdpExpect,
+    Verify, Via,
 };
+use model::ids::ServerId;
 use rcgen::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -66,7 +68,8 @@ async fn measure(kind: Option<CheckKind>, port: u16, time: Duration) -> Result<S
     let mut checker = Checker::new(sender);
     for server in 0..SERVERS {
         if let Some(kind) = &kind {
-            checker.set(ProbeKey { server, part: Part::Check }, spec(kind.clone(), (address(server), port).into()));
+            let key = ProbeKey { server: ServerId::numbered(server), part: Part::Check };
+            checker.set(key, spec(kind.clone(), (address(server), port).into()));
         }
     }
     // The first round makes what later ones find made.
@@ -101,11 +104,13 @@ fn address(server: u32) -> IpAddr {
 fn spec(kind: CheckKind, target: SocketAddr) -> CheckSpec {
     CheckSpec {
         kind,
-        target,
-        via: Via::default(),
-        source_port: None,
-        service: "bench".into(),
-        server: target.to_string(),
+        target: Target {
+            address: target,
+            via: Via::default(),
+            source_port: None,
+            service: "bench".into(),
+            server: target.to_string(),
+        },
         interval: Duration::from_secs(1),
         timeout: Duration::from_secs(1),
     }

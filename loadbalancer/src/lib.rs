@@ -1,13 +1,16 @@
 //! The controller of the load balancer, as a library for its command line and its tests.
+//!
+//! Imports go one way: `model <- decide <- edges <- controller <- faces`. Edges are `config`, `dataplane`, `network`, `health`
+//! and `slowpath`; faces are `api`, `doctor` and the command line.
 
-pub mod admin;
+#![deny(unsafe_code)]
+#![deny(clippy::missing_errors_doc)]
+
 pub mod config;
-pub mod control;
 pub mod dataplane;
-pub mod doctor;
-pub mod health;
-pub mod metrics;
 pub mod network;
-pub mod quality;
-pub mod queue;
-pub mod ring;
+pub mod health;
+pub mod slowpath;
+pub mod controller;
+pub mod api;
+pub mod doctor;

@@ -1,5 +1,7 @@
 //! The command line.
 
+#![deny(unsafe_code)]
+
 mod cli;
 
 use std::process::ExitCode;

@@ -1,8 +1,9 @@
-//! What the lab command, the system tests and the benches have in common.
+//! What the suites, the lab command and the benches have in common: `traffic` runs in the `lab`, `frames` in the kernel's
+//! test run.
 
-pub mod bench;
-pub mod demo;
-pub mod fuzz;
-pub mod kernels;
-pub mod packet;
-pub mod support;
+pub mod lab;
+pub mod traffic;
+pub mod frames;
+pub mod report;
+pub mod machine;
+pub mod chance;

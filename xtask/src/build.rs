@@ -10,12 +10,12 @@ use crate::need::Purpose;
 use crate::setup;
 use crate::step;
 use crate::toolchain::{self, Compiler, Core, TARGET};
-use crate::workspace::{Workspace, is_executable};
+use crate::workspace::{Profile, Workspace, is_executable};
 
 /// The package of the XDP programs.
 pub const XDP: &str = "loadbalancer-ebpf";
-/// Tells the build script of `loadbalancer` which object to embed.
-const OBJECT_VARIABLE: &str = "LOADBALANCER_EBPF_OBJECT";
+/// Selects what runs on this machine: all packages but the XDP programs.
+pub const HOST_PACKAGES: [&str; 3] = ["--workspace", "--exclude", XDP];
 
 #[derive(Args)]
 pub struct Build {
@@ -27,18 +27,18 @@ pub struct Build {
 impl Build {
     pub fn run(self, workspace: &Workspace) -> Result<()> {
         xdp_objects(workspace, if self.debug_log { &["--features", "debug-log"] } else { &[] })?;
-        binaries(workspace, &[])?;
-        println!("built {}", workspace.binary("loadbalancer").display());
+        binaries(workspace, Profile::Dist, &[])?;
+        println!("built {}", workspace.binary(Profile::Dist, "loadbalancer").display());
         Ok(())
     }
 }
 
 /// Installs what is missing for some purposes, then builds `loadbalancer` and some binaries of the tests package, all
 /// carrying the XDP objects.
-pub fn everything(workspace: &Workspace, purposes: &[Purpose], test_binaries: &[&str]) -> Result<()> {
+pub fn everything(workspace: &Workspace, profile: Profile, purposes: &[Purpose], test_binaries: &[&str]) -> Result<()> {
     setup::ensure(workspace, purposes)?;
     xdp_objects(workspace, &[])?;
-    binaries(workspace, test_binaries)
+    binaries(workspace, profile, test_binaries)
 }
 
 fn xdp_objects(workspace: &Workspace, options: &[&str]) -> Result<()> {
@@ -53,23 +53,20 @@ fn xdp_objects(workspace: &Workspace, options: &[&str]) -> Result<()> {
     step::compile("build XDP programs", build.args(options))
 }
 
-fn binaries(workspace: &Workspace, test_binaries: &[&str]) -> Result<()> {
+fn binaries(workspace: &Workspace, profile: Profile, test_binaries: &[&str]) -> Result<()> {
     let mut build = workspace.cargo();
-    with_objects(workspace, &mut build);
-    build.args(["build", "--release", "--package", "loadbalancer", "--bin", "loadbalancer"]);
-    if !test_binaries.is_empty() {
-        build.args(["--package", "loadbalancer-tests"]);
-    }
+    build.args(["build", "--profile", profile.name(), "--bin", "loadbalancer"]);
+    match profile {
+        // What is installed gets no feature that only tests want.
+        Profile::Dist => build.args(["--package", "loadbalancer"]),
+        // All packages, as the tests have them: another choice is another set of features, and compiles much twice.
+        Profile::Dev | Profile::Release => build.args(HOST_PACKAGES),
+    };
     for binary in test_binaries {
         build.args(["--bin", binary]);
     }
     let names: Vec<_> = ["loadbalancer"].iter().chain(test_binaries).copied().collect();
     step::compile(&format!("build {}", names.join(", ")), &mut build)
-}
-
-/// Has a cargo command embed the XDP objects.
-pub fn with_objects(workspace: &Workspace, cargo: &mut Command) {
-    cargo.env(OBJECT_VARIABLE, xdp_target(workspace).join(TARGET).join("release").join(XDP));
 }
 
 pub fn xdp_compiler(workspace: &Workspace) -> Result<Compiler> {
@@ -102,7 +99,8 @@ pub fn xdp_command(workspace: &Workspace, compiler: &Compiler, cargo: &Path, sub
     Ok(command)
 }
 
-/// The XDP package has its own target directory: another compiler would throw out what the usual one has built.
+/// The XDP package has its own target directory: another compiler would throw out what the usual one has built. The build
+/// scripts of the packages that embed the objects look for them there.
 fn xdp_target(workspace: &Workspace) -> PathBuf {
     workspace.target.join("ebpf")
 }

@@ -1,39 +1,56 @@
-//! `cargo xtask check`: format, lints on both sides, docs and licences, one line each.
+//! `cargo xtask check`: format, lints on both sides, docs, licences and the plan of the modules, one line each.
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
 
 use crate::build::{self, XDP};
 use crate::licence;
 use crate::need::Purpose;
 use crate::setup;
 use crate::step::{self, Finished};
+use crate::structure;
 use crate::workspace::Workspace;
 
-pub fn run(workspace: &Workspace) -> Result<()> {
-    setup::ensure(workspace, &[Purpose::Build, Purpose::Check])?;
-    let mut checks = Checks::default();
+#[derive(Args)]
+pub struct Check {
+    /// Run these checks only [default: all]
+    checks: Vec<Kind>,
+}
 
-    let mut format = workspace.cargo();
-    checks.run("format", format.args(["fmt", "--all", "--check"]), passed)?;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// rustfmt
+    Format,
+    /// clippy, on both sides of the kernel
+    Lints,
+    /// rustdoc
+    Docs,
+    /// Every dependency fits a program under MIT or Apache-2.0
+    Licences,
+    /// No module imports upward, none in a circle
+    Imports,
+    /// What is pure names nothing that has effects, and depends on nothing that has
+    Pure,
+    /// No file has more than 600 lines, no function more than 80
+    Sizes,
+}
 
-    let mut lint = workspace.cargo();
-    lint.args(["clippy", "--workspace", "--exclude", XDP, "--all-targets", "--", "--deny", "warnings"]);
-    checks.run("lints, host side", &mut lint, passed)?;
-
-    checks.run("lints, XDP side", xdp_lint(workspace)?.args(["--", "--deny", "warnings"]), passed)?;
-
-    let mut document = workspace.cargo();
-    document.env("RUSTDOCFLAGS", "--deny warnings");
-    checks.run("docs", document.args(["doc", "--workspace", "--exclude", XDP, "--no-deps"]), passed)?;
-
-    let mut tree = workspace.cargo();
-    tree.args(["tree", "--locked", "--workspace", "--target", "all", "--prefix", "none", "--format", "{p}|{l}"]);
-    checks.run("licences", &mut tree, licences_fit)?;
-
-    checks.finish()
+impl Check {
+    pub fn run(self, workspace: &Workspace) -> Result<()> {
+        let kinds = if self.checks.is_empty() { Kind::value_variants() } else { &self.checks };
+        if kinds.contains(&Kind::Lints) {
+            setup::ensure(workspace, &[Purpose::Build, Purpose::Check])?;
+        }
+        let mut checks = Checks::default();
+        for kind in kinds {
+            checks.run_kind(workspace, *kind)?;
+        }
+        checks.finish()
+    }
 }
 
 #[derive(Default)]
@@ -42,6 +59,31 @@ struct Checks {
 }
 
 impl Checks {
+    fn run_kind(&mut self, workspace: &Workspace, kind: Kind) -> Result<()> {
+        let mut cargo = workspace.cargo();
+        match kind {
+            Kind::Format => self.run("format", cargo.args(["fmt", "--all", "--check"]), passed),
+            Kind::Lints => {
+                // The suites are named, as they are no test of their own for `cargo test`, and no target of all.
+                cargo.args(["clippy", "--workspace", "--exclude", XDP, "--all-targets", "--test", "suites"]);
+                cargo.args(["--", "--deny", "warnings"]);
+                self.run("lints, host side", &mut cargo, passed)?;
+                self.run("lints, XDP side", xdp_lint(workspace)?.args(["--", "--deny", "warnings"]), passed)
+            }
+            Kind::Docs => {
+                cargo.env("RUSTDOCFLAGS", "--deny warnings");
+                self.run("docs", cargo.args(["doc", "--workspace", "--exclude", XDP, "--no-deps"]), passed)
+            }
+            Kind::Licences => {
+                cargo.args(["tree", "--locked", "--workspace", "--target", "all", "--prefix", "none"]);
+                self.run("licences", cargo.args(["--format", "{p}|{l}"]), licences_fit)
+            }
+            Kind::Imports => self.look("imports", || structure::imports(&workspace.root)),
+            Kind::Pure => self.look("pure crates", || pure_crates(workspace)),
+            Kind::Sizes => self.look("sizes", || structure::sizes(&workspace.root)),
+        }
+    }
+
     /// Runs one check and goes on after a failure: the others may find something as well.
     fn run(
         &mut self,
@@ -50,13 +92,25 @@ impl Checks {
         judge: fn(&Finished) -> Result<(), String>,
     ) -> Result<()> {
         let finished = step::watch(name, command, false)?;
-        let verdict = judge(&finished);
-        println!("{name:17} {}  {}", if verdict.is_ok() { "ok    " } else { "FAILED" }, step::seconds(finished.took));
+        self.note(name, judge(&finished), finished.took);
+        Ok(())
+    }
+
+    /// One check that reads the sources itself, and tells what it finds.
+    fn look(&mut self, name: &'static str, find: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
+        let started = Instant::now();
+        let found = find()?;
+        let verdict = if found.is_empty() { Ok(()) } else { Err(found.join("\n")) };
+        self.note(name, verdict, started.elapsed());
+        Ok(())
+    }
+
+    fn note(&mut self, name: &'static str, verdict: Result<(), String>, took: Duration) {
+        println!("{name:17} {}  {}", if verdict.is_ok() { "ok    " } else { "FAILED" }, step::seconds(took));
         if let Err(complaint) = verdict {
             eprintln!("{}", complaint.trim_end());
             self.failed.push(name);
         }
-        Ok(())
     }
 
     fn finish(self) -> Result<()> {
@@ -87,6 +141,22 @@ fn licences_fit(finished: &Finished) -> Result<(), String> {
     if unfit.is_empty() { Ok(()) } else { Err(unfit.into_iter().collect::<Vec<_>>().join("\n")) }
 }
 
+/// What pure crates name and depend on that has effects.
+fn pure_crates(workspace: &Workspace) -> Result<Vec<String>> {
+    let mut found = structure::effects(&workspace.root)?;
+    for directory in structure::PURE_CRATES {
+        let mut tree = workspace.cargo();
+        tree.args(["tree", "--locked", "--target", "all", "--edges", "normal,build", "--prefix", "none"]);
+        tree.current_dir(workspace.root.join(directory));
+        let finished = step::watch("pure crates", &mut tree, false)?;
+        match passed(&finished) {
+            Ok(()) => found.extend(structure::forbidden_dependencies(directory, &finished.output)),
+            Err(complaint) => found.push(complaint),
+        }
+    }
+    Ok(found)
+}
+
 /// The clippy of the compiler that builds the XDP programs: another one could not read that compiler's core library.
 fn xdp_lint(workspace: &Workspace) -> Result<Command> {
     let compiler = build::xdp_compiler(workspace)?;
@@ -101,8 +171,6 @@ fn xdp_lint(workspace: &Workspace) -> Result<Command> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -11,6 +11,7 @@ mod need;
 mod apt;
 mod kernels;
 mod licence;
+mod structure;
 mod suite;
 mod step;
 mod version;
@@ -40,8 +41,8 @@ enum Task {
     Toolchain,
     /// Build the XDP program and the `loadbalancer` binary that carries it
     Build(build::Build),
-    /// Check format, lints on both sides, docs and licences
-    Check,
+    /// Check format, lints on both sides, docs, licences and the order of modules
+    Check(check::Check),
     /// Start the lab, or with `-- --config FILE` the gateway on this machine's interfaces
     Run(run::Run),
     /// Run test suites: all, or one of unit, packet, system, fuzz, kernels
@@ -68,7 +69,7 @@ fn run(task: Task) -> Result<()> {
         Task::Setup(setup) => setup.run(&workspace),
         Task::Toolchain => toolchain::show(&workspace),
         Task::Build(build) => build.run(&workspace),
-        Task::Check => check::run(&workspace),
+        Task::Check(check) => check.run(&workspace),
         Task::Run(run) => run.run(&workspace),
         Task::Test(test) => test.run(&workspace),
         Task::Bench(bench) => bench.run(&workspace),

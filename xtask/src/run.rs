@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::build;
 use crate::need::Purpose;
-use crate::workspace::{Workspace, need_root};
+use crate::workspace::{Profile, Workspace, need_root};
 
 #[derive(Args)]
 pub struct Run {
@@ -32,12 +32,12 @@ pub struct Run {
 impl Run {
     pub fn run(self, workspace: &Workspace) -> Result<()> {
         if !self.gateway.is_empty() {
-            build::everything(workspace, &[Purpose::Build], &[])?;
+            build::everything(workspace, Profile::Dist, &[Purpose::Build], &[])?;
             let arguments = ["run".to_owned()].into_iter().chain(self.gateway);
-            return become_program(workspace, "loadbalancer", arguments);
+            return become_program(workspace, Profile::Dist, "loadbalancer", arguments);
         }
         need_root("the lab makes network namespaces and attaches XDP programs")?;
-        build::everything(workspace, &[Purpose::Build, Purpose::Lab], &["lab"])?;
+        build::everything(workspace, Profile::Dev, &[Purpose::Build, Purpose::Lab], &["lab"])?;
         let mut arguments = Vec::new();
         if let Some(duration) = self.duration {
             arguments.extend(["--duration".to_owned(), duration]);
@@ -48,7 +48,7 @@ impl Run {
         if self.keep {
             arguments.push("--keep".to_owned());
         }
-        become_program(workspace, "lab", arguments)
+        become_program(workspace, Profile::Dev, "lab", arguments)
     }
 }
 
@@ -62,8 +62,8 @@ pub struct Bench {
     arguments: Vec<String>,
 }
 
-/// The program that needs no lab.
-const SIMULATION: &str = "bench-qos-simulate";
+/// The program of all benches, which takes the subject first.
+const PROGRAM: &str = "bench";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
@@ -82,25 +82,35 @@ enum Subject {
 impl Bench {
     pub fn run(mut self, workspace: &Workspace) -> Result<()> {
         if self.subject == Some(Subject::Qos) && self.simulates() {
-            build::everything(workspace, &[Purpose::Build], &[SIMULATION])?;
-            return become_program(workspace, SIMULATION, self.arguments);
+            build::everything(workspace, Profile::Release, &[Purpose::Build], &[PROGRAM])?;
+            return become_program(
+                workspace,
+                Profile::Release,
+                PROGRAM,
+                ["qos-simulate".to_owned()].into_iter().chain(self.arguments),
+            );
         }
         need_root("benches load XDP programs")?;
         let subjects = self.subject.as_ref().map_or(Subject::value_variants(), std::slice::from_ref);
-        let binaries: Vec<String> = subjects.iter().map(|subject| format!("bench-{}", subject.name())).collect();
         let mut purposes = vec![Purpose::Build];
         if subjects.iter().any(|subject| matches!(subject, Subject::System | Subject::Qos | Subject::Queue)) {
             purposes.extend([Purpose::Lab, Purpose::Bench]);
         }
-        build::everything(workspace, &purposes, &binaries.iter().map(String::as_str).collect::<Vec<_>>())?;
-        if let [binary] = &binaries[..] {
-            return become_program(workspace, binary, self.arguments);
+        build::everything(workspace, Profile::Release, &purposes, &[PROGRAM])?;
+        if let Some(subject) = self.subject {
+            return become_program(
+                workspace,
+                Profile::Release,
+                PROGRAM,
+                [subject.name().to_owned()].into_iter().chain(self.arguments),
+            );
         }
-        for binary in &binaries {
-            let path = workspace.binary(binary);
-            let status = workspace.program(&path).status().with_context(|| format!("cannot run {}", path.display()))?;
+        for subject in subjects {
+            let path = workspace.binary(Profile::Release, PROGRAM);
+            let status = workspace.program(&path).arg(subject.name()).status();
+            let status = status.with_context(|| format!("cannot run {}", path.display()))?;
             if !status.success() {
-                bail!("{binary} failed ({status}); what it printed is above");
+                bail!("the {} bench failed ({status}); what it printed is above", subject.name());
             }
         }
         Ok(())
@@ -135,14 +145,19 @@ pub struct Doctor {
 
 impl Doctor {
     pub fn run(self, workspace: &Workspace) -> Result<()> {
-        build::everything(workspace, &[Purpose::Build], &[])?;
-        become_program(workspace, "loadbalancer", ["doctor".to_owned()].into_iter().chain(self.arguments))
+        build::everything(workspace, Profile::Dev, &[Purpose::Build], &[])?;
+        become_program(workspace, Profile::Dev, "loadbalancer", ["doctor".to_owned()].into_iter().chain(self.arguments))
     }
 }
 
 /// Signals and exit code are the program's own from here on.
-fn become_program(workspace: &Workspace, binary: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
-    let path = workspace.binary(binary);
+fn become_program(
+    workspace: &Workspace,
+    profile: Profile,
+    binary: &str,
+    arguments: impl IntoIterator<Item = String>,
+) -> Result<()> {
+    let path = workspace.binary(profile, binary);
     let error = workspace.program(&path).args(arguments).exec();
     Err(error).with_context(|| format!("cannot run {}", path.display()))
 }

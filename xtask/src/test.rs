@@ -11,7 +11,7 @@ use crate::kernels;
 use crate::need::Purpose;
 use crate::step::{self, Finished};
 use crate::suite::Cases;
-use crate::workspace::{Workspace, need_root};
+use crate::workspace::{Profile, Workspace, need_root};
 
 /// What runs when no suite is named.
 const BY_DEFAULT: &[Suite] = &[Suite::Unit, Suite::Packet, Suite::System, Suite::Fuzz];
@@ -25,7 +25,7 @@ pub struct Test {
     #[arg(long, short)]
     verbose: bool,
 
-    /// Arguments of the suite's program, such as a filter for case names
+    /// Arguments of the standard harness, such as a filter for names of cases; `-- --help` lists them
     #[arg(last = true, requires = "suite")]
     arguments: Vec<String>,
 }
@@ -50,21 +50,15 @@ impl Test {
         if suites.iter().any(|suite| suite.needs_root()) {
             need_root("the packet, system and fuzz suites load XDP programs")?;
         }
+        let purposes: Vec<Purpose> = suites.iter().flat_map(|suite| suite.purposes()).copied().collect();
+        if !purposes.is_empty() {
+            // Before the unit tests: they embed the XDP programs as well, and would be compiled again once these are there.
+            build::everything(workspace, Profile::Dev, &purposes, &[])?;
+            step::compile("build suites", test_binary(workspace).arg("--no-run"))?;
+        }
         let mut total = Cases::default();
-        // The unit suite first: it tells the most in the least time, and it needs no setup.
-        let (unit, built): (Vec<Suite>, Vec<Suite>) = suites.iter().partition(|suite| **suite == Suite::Unit);
-        for suite in unit {
-            total.add(self.run_suite(workspace, suite)?);
-        }
-        if !built.is_empty() {
-            let purposes: Vec<Purpose> = built.iter().flat_map(|suite| suite.purposes()).copied().collect();
-            // cargo builds the system tests when it runs them.
-            let binaries: Vec<&str> =
-                built.iter().filter(|suite| **suite != Suite::System).map(|suite| suite.name()).collect();
-            build::everything(workspace, &purposes, &binaries)?;
-        }
-        for suite in built {
-            total.add(self.run_suite(workspace, suite)?);
+        for suite in suites {
+            total.add(self.run_suite(workspace, *suite)?);
         }
         println!("{} passed, {} failed", total.passed, total.failed);
         if total.failed > 0 {
@@ -77,7 +71,7 @@ impl Test {
         let mut command = suite.command(workspace);
         command.args(&self.arguments);
         let finished = step::watch(suite.name(), &mut command, self.verbose)?;
-        let (cases, complaint) = judge(suite, &finished);
+        let (cases, complaint) = judge(&finished);
         if cases.failed > 0 && !self.verbose {
             for line in finished.output.lines().filter(|line| !line.ends_with(" ... ok")) {
                 println!("{line}");
@@ -97,11 +91,8 @@ impl Test {
 }
 
 /// The cases of a suite. One that broke off, or ran nothing, has at least one failure.
-fn judge(suite: Suite, finished: &Finished) -> (Cases, Option<&'static str>) {
-    let cases = match suite {
-        Suite::Unit | Suite::System => Cases::of_cargo_test(&finished.output),
-        _ => Cases::of_suite(&finished.output),
-    };
+fn judge(finished: &Finished) -> (Cases, Option<&'static str>) {
+    let cases = Cases::of(&finished.output);
     let one_failure = |cases: Cases| Cases { failed: cases.failed.max(1), ..cases };
     match cases {
         None => (one_failure(Cases::default()), Some("it broke off without a result")),
@@ -138,30 +129,37 @@ impl Suite {
     }
 
     fn command(self, workspace: &Workspace) -> Command {
-        match self {
+        let names = match self {
             Self::Unit => {
                 let mut command = workspace.cargo();
                 // After a failure in one package the others still have something to say.
-                command.args(["test", "--no-fail-fast"]);
-                command
+                command.args(["test", "--no-fail-fast"]).args(build::HOST_PACKAGES);
+                return command;
             }
-            Self::System => {
-                let mut command = workspace.cargo();
-                command.args(["test", "--release", "--no-fail-fast", "--package", "loadbalancer-tests"]);
-                build::with_objects(workspace, &mut command);
-                command
-            }
-            Self::Kernels => {
-                let kernels = kernels::directory(workspace);
-                let mut command = workspace.program(&workspace.binary(self.name()));
-                // The emulator's own directory first, for machines that have none installed.
-                let path = env::var("PATH").unwrap_or_default();
-                command.env("PATH", format!("{}:{path}", kernels.display())).env("LOADBALANCER_KERNELS", kernels);
-                command
-            }
-            _ => workspace.program(&workspace.binary(self.name())),
+            Self::Packet => "packet",
+            Self::System => "network,lab,system",
+            Self::Fuzz => "fuzz",
+            Self::Kernels => "kernels",
+        };
+        let mut command = test_binary(workspace);
+        command.args(["--", "--suite", names]);
+        if self == Self::Kernels {
+            let kernels = kernels::directory(workspace);
+            // The emulator's own directory first, for machines that have none installed.
+            let path = env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{path}", kernels.display())).env("LOADBALANCER_KERNELS", kernels);
+            // An emulator alone keeps two processors busy.
+            command.arg("--test-threads=1");
         }
+        command
     }
+}
+
+/// The test binary of all suites but the unit tests.
+fn test_binary(workspace: &Workspace) -> Command {
+    let mut command = workspace.cargo();
+    command.args(["test", "--test", "suites"]).args(build::HOST_PACKAGES);
+    command
 }
 
 #[cfg(test)]
@@ -172,20 +170,19 @@ mod tests {
 
     #[test]
     fn a_suite_passes_only_if_cases_ran_and_none_failed_and_it_says_so() {
-        for (suite, output, success, passed, failed) in [
-            (Suite::Packet, "SUITE: 3 passed, 0 failed", true, 3, 0),
-            (Suite::Packet, "SUITE: 3 passed, 2 failed", false, 3, 2),
-            (Suite::Packet, "SUITE: 3 passed, 2 failed", true, 3, 2),
-            (Suite::Packet, "SUITE: 3 passed, 0 failed", false, 3, 1),
-            (Suite::Packet, "SUITE: 0 passed, 0 failed", true, 0, 1),
-            (Suite::Packet, "thread 'main' panicked", false, 0, 1),
-            (Suite::Packet, "", true, 0, 1),
-            (Suite::Unit, "test result: ok. 4 passed; 0 failed; 0 ignored", true, 4, 0),
-            (Suite::Unit, "test result: ok. 4 passed; 0 failed; 0 ignored", false, 4, 1),
-            (Suite::Unit, "error: could not compile `loadbalancer`", false, 0, 1),
+        for (output, success, passed, failed) in [
+            ("test result: ok. 3 passed; 0 failed", true, 3, 0),
+            ("test result: FAILED. 3 passed; 2 failed", false, 3, 2),
+            ("test result: FAILED. 3 passed; 2 failed", true, 3, 2),
+            ("test result: ok. 0 passed; 0 failed", true, 0, 1),
+            ("thread 'main' panicked", false, 0, 1),
+            ("", true, 0, 1),
+            ("test result: ok. 4 passed; 0 failed; 0 ignored", true, 4, 0),
+            ("test result: ok. 4 passed; 0 failed; 0 ignored", false, 4, 1),
+            ("error: could not compile `loadbalancer`", false, 0, 1),
         ] {
             let finished = Finished { success, output: output.to_owned(), took: Duration::ZERO };
-            let (cases, complaint) = judge(suite, &finished);
+            let (cases, complaint) = judge(&finished);
             assert_eq!((cases.passed, cases.failed), (passed, failed), "{output}");
             assert_eq!(complaint.is_some(), failed == 1, "{output}");
         }

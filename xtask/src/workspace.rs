@@ -15,6 +15,35 @@ pub struct Workspace {
     pub cargo: PathBuf,
 }
 
+/// A profile of the workspace's Cargo.toml, which tells how each compiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// The lab and the tests.
+    Dev,
+    /// Benches.
+    Release,
+    /// What is installed.
+    Dist,
+}
+
+impl Profile {
+    /// As cargo's option calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            _ => self.name(),
+        }
+    }
+}
+
 impl Workspace {
     pub fn locate() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is not inside a workspace")?;
@@ -58,9 +87,9 @@ impl Workspace {
         command
     }
 
-    /// Where `cargo build --release` puts a binary.
-    pub fn binary(&self, name: &str) -> PathBuf {
-        self.target.join("release").join(name)
+    /// Where `cargo build` puts a binary.
+    pub fn binary(&self, profile: Profile, name: &str) -> PathBuf {
+        self.target.join(profile.directory()).join(name)
     }
 }
 

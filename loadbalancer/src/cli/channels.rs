@@ -1,13 +1,12 @@
 //! `loadbalancer channels`: the ways to each server, how good they are, and how many flows take them.
 
-use loadbalancer::control::channels::Report;
-use loadbalancer::quality::channel::explain::{ChannelReport, Moment, Reason, SlotChange, State};
+use decide::channel::explain::{Reason, State};
+use loadbalancer::api::types::channels::{Channel, ChannelsReport, Moment, SlotChange};
 use loadbalancer_common::backend::PATH_SLOTS;
 
-use super::show::percent;
-use super::table::{latency, table, time};
+use super::table::{latency, percent, table, time};
 
-pub fn channels(report: &Report) -> String {
+pub fn channels(report: &ChannelsReport) -> String {
     if report.servers.is_empty() {
         return "no server has channels: the routing table gives the ways\n\
                 help: add [[channel]] to the configuration, and name channels in `channels` of a service or server"
@@ -15,11 +14,10 @@ pub fn channels(report: &Report) -> String {
     }
     let mut rows = Vec::new();
     for server in &report.servers {
-        for channel in &server.channels {
-            let it = &channel.report;
+        for it in &server.channels {
             rows.push(vec![
                 format!("{}/{}", server.service, server.server),
-                channel.name.clone(),
+                it.name.clone(),
                 state(it, report.uptime_s),
                 format!("{}/{PATH_SLOTS}", it.slots),
                 percent(it.share),
@@ -54,7 +52,7 @@ fn none() -> String {
     "-".to_owned()
 }
 
-fn state(it: &ChannelReport, uptime_s: f64) -> String {
+fn state(it: &Channel, uptime_s: f64) -> String {
     match it.state {
         State::Unknown => "not measured yet".to_owned(),
         State::Good => "good".to_owned(),

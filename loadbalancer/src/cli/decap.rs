@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::Args;
+use loadbalancer::dataplane::attached_program::AttachMode;
 use loadbalancer::dataplane::decap::Decap;
-use loadbalancer::dataplane::kernel::AttachMode;
 use loadbalancer::network::Network;
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::common::{block_on, need_root};
 
 #[derive(Args)]
 pub struct DecapArgs {
@@ -28,9 +30,9 @@ async fn ends(network: &Network) -> Result<Vec<IpAddr>> {
 }
 
 pub fn decap(args: &DecapArgs) -> Result<()> {
-    super::need_root("taking packets out of tunnels")?;
+    need_root("taking packets out of tunnels")?;
     let mode = if args.generic { AttachMode::Generic } else { AttachMode::Native };
-    super::block_on(async {
+    block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (network, mut changes) = Network::open().await?;
         let mut decap = Decap::attach(&args.interface, args.gue_port, mode, &ends(&network).await?)?;

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use loadbalancer::api::types::doctor::{Finding, Grade};
 use loadbalancer::config::Config;
-use loadbalancer::doctor::{self, Finding, Grade};
+use loadbalancer::doctor;
+
+use super::common::block_on;
 
 #[derive(Args)]
 pub struct DoctorArgs {
@@ -20,7 +23,7 @@ pub struct DoctorArgs {
 
 pub fn doctor(args: &DoctorArgs) -> Result<()> {
     let config = args.config.as_deref().map(Config::load).transpose()?;
-    let findings = super::block_on(async { Ok(doctor::examine(config.as_ref()).await) })?;
+    let findings = block_on(async { Ok(doctor::examine(config.as_ref()).await) })?;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use loadbalancer::config::Protocol;
-use loadbalancer::dataplane::flows::{self, Filter, Lookup, NatFlow};
-use loadbalancer::dataplane::kernel::Maps;
+use loadbalancer::api::types::flows::{Affinity, FlowCount, NatFlow};
+use loadbalancer::dataplane::flows::{self, Filter, Lookup};
+use loadbalancer::dataplane::maps::Maps;
+use model::address::Protocol;
 
-use super::PINS;
+use super::common::{PINS, need_root};
 use super::table::{table, time};
 
 #[derive(Args)]
@@ -60,11 +61,11 @@ fn parse_lookup(text: &str) -> Result<Lookup, String> {
 }
 
 pub fn flows(args: &FlowsArgs) -> Result<()> {
-    super::need_root("reading the tables of flows")?;
+    need_root("reading the tables of flows")?;
     let maps = Maps::pinned(&args.pins)?;
     let mut out = std::io::stdout().lock();
     if let Some(lookup) = &args.find {
-        let Some(found) = flows::find(&maps, lookup)? else {
+        let Some(found) = flows::find(&maps, lookup)?.map(Affinity::from) else {
             bail!("there is no entry of this flow in the affinity table (flows of nat are listed without --find)");
         };
         if args.json {
@@ -81,7 +82,7 @@ pub fn flows(args: &FlowsArgs) -> Result<()> {
         return Ok(());
     }
     if args.count {
-        let counts = flows::count(&maps)?;
+        let counts: Vec<FlowCount> = flows::count(&maps)?.into_iter().map(FlowCount::from).collect();
         if args.json {
             writeln!(out, "{}", serde_json::to_string_pretty(&counts)?)?;
         } else {
@@ -95,11 +96,12 @@ pub fn flows(args: &FlowsArgs) -> Result<()> {
     }
     let filter = Filter { client: args.client, server: args.server, vip: args.vip };
     let (listed, total) = flows::nat(&maps, &filter, args.limit)?;
+    let listed: Vec<NatFlow> = listed.into_iter().map(NatFlow::from).collect();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&listed)?)?;
         return Ok(());
     }
-    let rows = listed.iter().map(|flow: &NatFlow| {
+    let rows = listed.iter().map(|flow| {
         vec![
             flow.protocol.clone(),
             flow.client.to_string(),

@@ -1,12 +1,14 @@
 //! The commands, and what they exit with: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod common;
 mod channels;
 mod decap;
 mod doctor;
 mod flows;
 mod quality;
-mod show;
 mod queue;
+mod run;
+mod show;
 mod standby;
 mod table;
 
@@ -15,20 +17,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use loadbalancer::admin::client::{self, ClientError};
-use loadbalancer::config::{Config, ConfigErrors};
-use loadbalancer::control;
-use loadbalancer::control::snapshot::{Change, Snapshot};
-use loadbalancer::dataplane::kernel::{lock_pins, remove_pin_root, remove_pins};
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use loadbalancer::api::client::{self, ClientError};
+use loadbalancer::api::offline;
+use loadbalancer::api::types::config::ConfigProblem;
+use loadbalancer::api::types::{Change, Snapshot};
+use loadbalancer::config::{self, Config, ConfigErrors};
+use loadbalancer::dataplane::pins::{lock_pins, remove_pin_root, remove_pins};
 use loadbalancer::network::Network;
 use loadbalancer::network::prober::interface_name;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
-pub const SOCKET: &str = "/run/loadbalancer.sock";
-pub const PINS: &str = "/sys/fs/bpf/loadbalancer";
+use common::{PINS, ReportArgs, ShowArgs, SocketArgs, WatchArgs, block_on, need_root};
 
 /// Balances connections over servers in the kernel, with XDP.
 #[derive(Parser)]
@@ -41,7 +42,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway: attach to its interfaces, check servers, forward
-    Run(RunArgs),
+    Run(run::RunArgs),
     /// Check a configuration without root, and without changing anything
     Check {
         /// The configuration
@@ -49,6 +50,11 @@ enum Command {
         /// Errors as JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Print what a configuration can say
+    Config {
+        #[arg(value_enum)]
+        form: ConfigForm,
     },
     /// Look for what would keep a gateway from working on this machine; exits with 1 if there is a problem
     Doctor(doctor::DoctorArgs),
@@ -92,61 +98,14 @@ enum Command {
     Completions { shell: clap_complete::Shell },
 }
 
-#[derive(Args)]
-struct RunArgs {
-    /// The configuration
-    #[arg(long, short, default_value = "/etc/loadbalancer.toml")]
-    config: PathBuf,
-    /// Form of the log on stderr
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: LogFormat,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Args, Clone)]
-pub struct SocketArgs {
-    /// Admin socket of the controller
-    #[arg(long, default_value = SOCKET)]
-    pub socket: PathBuf,
-}
-
-#[derive(Args, Clone)]
-pub struct ShowArgs {
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// Where the state is pinned, to be read when no controller runs
-    #[arg(long, default_value = PINS)]
-    pub pins: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What only a running controller can tell.
-#[derive(Args, Clone)]
-pub struct ReportArgs {
-    #[command(flatten)]
-    pub socket: SocketArgs,
-    /// As JSON, with all details
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub watch: WatchArgs,
-}
-
-#[derive(Args, Clone)]
-pub struct WatchArgs {
-    /// Again and again, every so many seconds; counters are shown as rates
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
-    pub watch: Option<u64>,
-    /// Stop watching after so many tables
-    #[arg(long, requires = "watch")]
-    pub count: Option<u64>,
+enum ConfigForm {
+    /// A file with every key: its default, else an example in a comment
+    Example,
+    /// Every key in Markdown: what it takes, its default and what it does
+    Reference,
+    /// The JSON schema, for editors
+    Schema,
 }
 
 #[derive(Subcommand)]
@@ -190,14 +149,14 @@ pub fn main() -> ExitCode {
                 eprintln!("{errors}");
                 return ExitCode::from(2);
             }
-            eprintln!("error: {}", told(&error));
+            eprintln!("error: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
 }
 
 /// An error and its causes, but those that the text has already.
-fn told(error: &anyhow::Error) -> String {
+fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {
@@ -211,8 +170,16 @@ fn told(error: &anyhow::Error) -> String {
 
 fn execute(command: Command) -> Result<()> {
     match command {
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Check { file, json } => check(&file, json),
+        Command::Config { form } => {
+            let text = match form {
+                ConfigForm::Example => config::example(),
+                ConfigForm::Reference => config::reference(),
+                ConfigForm::Schema => config::json_schema(),
+            };
+            Ok(std::io::stdout().write_all(text.as_bytes())?)
+        }
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Status(args) => print(&args, show::status),
         Command::Stats { show, watch: args } => watch(&args, show.json, async || snapshot(&show).await, show::stats),
@@ -234,20 +201,6 @@ fn execute(command: Command) -> Result<()> {
     }
 }
 
-pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?.block_on(future)
-}
-
-fn run(args: &RunArgs) -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match args.log_format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
-    }
-    block_on(control::run(&args.config))
-}
-
 fn check(file: &Path, json: bool) -> Result<()> {
     match Config::load(file) {
         Ok(config) => {
@@ -262,7 +215,8 @@ fn check(file: &Path, json: bool) -> Result<()> {
         }
         Err(errors) => {
             if json {
-                println!("{}", serde_json::to_string_pretty(&errors)?);
+                let problems: Vec<ConfigProblem<'_>> = errors.0.iter().map(ConfigProblem::from).collect();
+                println!("{}", serde_json::to_string_pretty(&problems)?);
             }
             Err(errors.into())
         }
@@ -273,7 +227,7 @@ fn check(file: &Path, json: bool) -> Result<()> {
 async fn snapshot(args: &ShowArgs) -> Result<Snapshot> {
     match client::snapshot(&args.socket.socket).await {
         Ok(snapshot) => Ok(snapshot),
-        Err(error @ ClientError::Connect { .. }) => match control::snapshot::of_pins(&args.pins) {
+        Err(error @ ClientError::Connect { .. }) => match offline::snapshot(&args.pins) {
             Ok(snapshot) => Ok(snapshot),
             Err(pins) => Err(anyhow::anyhow!("{error}\n{pins}")),
         },
@@ -344,13 +298,6 @@ fn change(command: BackendCommand) -> Result<()> {
     };
     let full = block_on(async { Ok(client::change(&socket.socket, &name, &change).await?) })?;
     println!("{full}: {done}");
-    Ok(())
-}
-
-fn need_root(what: &str) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        anyhow::bail!("{what} needs root\nhelp: run it with sudo");
-    }
     Ok(())
 }
 

@@ -1,20 +1,19 @@
 //! `loadbalancer quality`: why each weight is what it is.
 
-use loadbalancer::control::quality::{Report, ServiceReport};
-use loadbalancer::quality::explain::{Change, Reason, ServerReport, SignalReport};
-use loadbalancer::quality::signal::WordState;
-use loadbalancer::quality::standby::need::{Breach, Quantity};
-use loadbalancer::quality::tiers::explain::{Course, Role, TierReport};
+use decide::quality::explain::Reason;
+use decide::quality::signal::SelfReportState;
+use decide::standby::need::{Breach, Quantity};
+use decide::tiers::explain::{Course, Role};
+use loadbalancer::api::types::quality::{QualityGroup, QualityReport, ServerQuality, ShareChange, Signal, TierHelp};
 
-use super::show::percent;
-use super::table::{latency, table, time};
+use super::table::{latency, percent, table, time};
 
-pub fn quality(report: &Report) -> String {
+pub fn quality(report: &QualityReport) -> String {
     let mut rows = Vec::new();
     let mut notes = String::new();
     for service in &report.services {
         for server in &service.servers {
-            rows.push(row(report, service, &server.name, &server.report));
+            rows.push(row(report, service, server));
         }
         if service.panic {
             notes.push_str(&format!(
@@ -45,12 +44,12 @@ pub fn quality(report: &Report) -> String {
     format!("{}{notes}", table(&headings, rows))
 }
 
-fn name(service: &ServiceReport) -> String {
+fn name(service: &QualityGroup) -> String {
     if service.tier == 0 { service.service.clone() } else { format!("{} (tier {})", service.service, service.tier) }
 }
 
 /// How a tier helps, or is helped, and why.
-fn tier(it: &TierReport) -> String {
+fn tier(it: &TierHelp) -> String {
     let share = percent(it.share);
     let course = course(it);
     match (it.role, it.first) {
@@ -63,8 +62,8 @@ fn tier(it: &TierReport) -> String {
     }
 }
 
-fn course(it: &TierReport) -> String {
-    let nearest = it.nearest.map_or_else(|| "too little is heard of it".to_owned(), |nearest| beside(&nearest));
+fn course(it: &TierHelp) -> String {
+    let nearest = it.nearest.map_or_else(|| "too little is heard of it".to_owned(), |nearest| beside(&nearest.0));
     match it.course {
         Course::Alone => format!("needs no help: {nearest}"),
         Course::Holds => format!("needs help if that lasts: {nearest}"),
@@ -86,21 +85,22 @@ fn beside(it: &Breach) -> String {
     }
 }
 
-fn row(report: &Report, service: &ServiceReport, server: &str, it: &ServerReport) -> Vec<String> {
+fn row(report: &QualityReport, service: &QualityGroup, it: &ServerQuality) -> Vec<String> {
     let none = || "-".to_owned();
-    let signal = it.signal.and_then(|kind| it.signals.iter().find(|signal| signal.kind == kind)).or(it.signals.first());
-    let of_signal = |value: fn(&SignalReport) -> Option<f64>| signal.and_then(value).map_or_else(none, micros);
-    let worst = |value: fn(&SignalReport) -> f64| {
+    let used = it.signal.as_ref().and_then(|kind| it.signals.iter().find(|signal| signal.kind == *kind));
+    let signal = used.or(it.signals.first());
+    let of_signal = |value: fn(&Signal) -> Option<f64>| signal.and_then(value).map_or_else(none, micros);
+    let worst = |value: fn(&Signal) -> f64| {
         if it.signals.is_empty() { none() } else { percent(it.signals.iter().map(value).fold(0.0, f64::max)) }
     };
-    let ago = |change: &Change| time((report.uptime_s - change.at_s).max(0.0) as u64);
+    let ago = |change: &ShareChange| time((report.uptime_s - change.at_s).max(0.0) as u64);
     vec![
-        format!("{}/{server}", service.service),
+        format!("{}/{}", service.service, it.name),
         it.nominal_weight.to_string(),
         percent(it.published_share),
         format!("{:.2}", it.factor),
         it.badness.map_or_else(none, |badness| format!("{badness:.*}", if badness < 100.0 { 2 } else { 0 })),
-        it.signal.map_or_else(none, |kind| kind.to_string()),
+        it.signal.clone().unwrap_or_else(none),
         of_signal(|signal| signal.mean_s),
         of_signal(|signal| signal.p90_s),
         worst(|signal| signal.loss),
@@ -116,7 +116,7 @@ fn micros(seconds: f64) -> String {
     latency((seconds * 1e6) as u64)
 }
 
-fn state(it: &ServerReport) -> String {
+fn state(it: &ServerQuality) -> String {
     if let Some(ejection) = &it.ejection {
         let left = if ejection.ends_in_s > 0.0 {
             format!("for {}", time(ejection.ends_in_s.ceil() as u64))
@@ -125,11 +125,11 @@ fn state(it: &ServerReport) -> String {
         };
         return format!("ejected {left}: {}", ejection.cause);
     }
-    match it.word.state {
-        WordState::Drain => return "drained by its agent".to_owned(),
-        WordState::Maintenance => return "in maintenance, says its agent".to_owned(),
-        WordState::Down => return "down, says its agent".to_owned(),
-        WordState::Up => {}
+    match it.self_report.state {
+        SelfReportState::Drain => return "drained by its agent".to_owned(),
+        SelfReportState::Maintenance => return "in maintenance, says its agent".to_owned(),
+        SelfReportState::Down => return "down, says its agent".to_owned(),
+        SelfReportState::Up => {}
     }
     if !it.up {
         return "down".to_owned();
@@ -150,7 +150,7 @@ fn state(it: &ServerReport) -> String {
 }
 
 /// How many flows it may have, where that follows latency.
-fn mark(it: &ServerReport) -> String {
+fn mark(it: &ServerQuality) -> String {
     let Some(mark) = &it.mark else { return String::new() };
     let baseline = match mark.baseline_s {
         _ if mark.lowered => "measures its baseline".to_owned(),
@@ -160,7 +160,7 @@ fn mark(it: &ServerReport) -> String {
     format!("; {} flows at most, {baseline}", mark.flows)
 }
 
-fn why(change: &Change) -> String {
+fn why(change: &ShareChange) -> String {
     let reason = match change.reason {
         Reason::Configured => "configured".to_owned(),
         Reason::Slower { slowness } => format!("{slowness:.1} x the middle's latency"),
@@ -170,7 +170,7 @@ fn why(change: &Change) -> String {
         Reason::EjectionOver => "its ejection is over".to_owned(),
         Reason::Panic => "too few servers are left without it".to_owned(),
         Reason::SlowStart => "slow start".to_owned(),
-        Reason::Word => "its agent says so".to_owned(),
+        Reason::SelfReport => "its agent says so".to_owned(),
         Reason::Down => "it is down".to_owned(),
         Reason::Peers => "others changed".to_owned(),
     };

@@ -1,11 +1,11 @@
 //! `loadbalancer queue`: what waits for a server, for how long, and what became of those before.
 
-use loadbalancer::queue::report::{ClassReport, End, Report, ServiceReport};
+use decide::queue::report::End;
+use loadbalancer::api::types::queue::{ClassQueue, QueueReport, ServiceQueue};
 
-use super::show::percent;
-use super::table::{short, table};
+use super::table::{percent, short, table};
 
-pub fn queue(report: &Report) -> String {
+pub fn queue(report: &QueueReport) -> String {
     let mut parts: Vec<String> = report.error.iter().map(|error| format!("error: {error}\n")).collect();
     if report.services.is_empty() {
         parts.push(
@@ -29,7 +29,7 @@ pub fn queue(report: &Report) -> String {
     parts.join("\n")
 }
 
-fn row(service: &ServiceReport, class: &ClassReport) -> Vec<String> {
+fn row(service: &ServiceQueue, class: &ClassQueue) -> Vec<String> {
     let none = || "-".to_owned();
     let others = class.ends.iter().filter(|(label, count)| *label != End::Released.label() && **count > 0);
     let others: Vec<String> =
@@ -57,7 +57,7 @@ fn seconds(seconds: f64) -> String {
     }
 }
 
-fn notes(service: &ServiceReport) -> String {
+fn notes(service: &ServiceQueue) -> String {
     let mut notes = Vec::new();
     if service.waiting >= service.most {
         notes.push("its queue is full (max_entries)".to_owned());

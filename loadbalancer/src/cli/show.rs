@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use loadbalancer::control::snapshot::{Queue, Server, Snapshot};
+use loadbalancer::api::types::snapshot::{Queue, Server, Snapshot};
+use loadbalancer::controller::status::ServerState;
 use loadbalancer_common::outcome::{Class, Outcome};
 
-use super::table::{latency, short, table, time};
+use super::table::{latency, percent, short, table, time};
 
 pub fn status(snapshot: &Snapshot) -> String {
     let mut text = String::new();
@@ -45,19 +46,25 @@ pub fn status(snapshot: &Snapshot) -> String {
         "flows        {} of {} affinity entries, {} of {} nat flows\n",
         tables.affinity_entries, tables.affinity_capacity, tables.nat_flows, tables.nat_capacity
     ));
-    let count = |label: &str| {
-        snapshot.services.iter().flat_map(|service| &service.servers).filter(|server| server.state == label).count()
-    };
+    let count = |state: ServerState| all_servers(snapshot).filter(|(_, server)| server.state == state).count();
     let total: usize = snapshot.services.iter().map(|service| service.servers.len()).sum();
     text.push_str(&format!("servers      {total}: "));
-    let states = ["up", "unchecked", "unknown", "down", "unreachable", "drained", "leaving"];
-    let parts: Vec<String> =
-        states.into_iter().filter(|state| count(state) > 0).map(|state| format!("{} {state}", count(state))).collect();
+    let states = [
+        ServerState::Up,
+        ServerState::Unchecked,
+        ServerState::Unknown,
+        ServerState::Down,
+        ServerState::Unreachable,
+        ServerState::Drained,
+        ServerState::Leaving,
+    ];
+    let counts = states.into_iter().map(|state| (count(state), state.label())).filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = counts.map(|(count, state)| format!("{count} {state}")).collect();
     text.push_str(&parts.join(", "));
     text.push('\n');
     for (service, server) in all_servers(snapshot) {
         if let Some(reason) = &server.reason {
-            text.push_str(&format!("  {service}/{} is {}: {reason}\n", server.name, server.state));
+            text.push_str(&format!("  {service}/{} is {}: {reason}\n", server.name, server.state.label()));
         }
     }
     text
@@ -69,7 +76,7 @@ fn all_servers(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &Server)> {
 
 pub fn services(snapshot: &Snapshot) -> String {
     let rows = snapshot.services.iter().map(|service| {
-        let ready = service.servers.iter().filter(|server| loadbalancer::metrics::is_up(server)).count();
+        let ready = service.servers.iter().filter(|server| server.state.is_ready()).count();
         let refused: u64 = of_class(&service.outcomes, Class::Refused);
         let dropped: u64 = of_class(&service.outcomes, Class::Dropped);
         vec![
@@ -99,7 +106,7 @@ pub fn backends(snapshot: &Snapshot) -> String {
         vec![
             format!("{service}/{}", server.name),
             address(server),
-            server.state.clone(),
+            server.state.label().to_owned(),
             server.state_seconds.map_or_else(|| "-".to_owned(), time),
             server.tier.to_string(),
             server.weight.to_string(),
@@ -123,11 +130,6 @@ fn address(server: &Server) -> String {
     }
 }
 
-pub fn percent(share: f64) -> String {
-    // Without the sign of a zero that is a little less.
-    format!("{:.1} %", (share * 1000.0).round() / 10.0 + 0.0)
-}
-
 /// Servers and outcomes; with an earlier snapshot as rates between the two.
 pub fn stats(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
     let seconds = before.map(|before| snapshot.taken_ms.saturating_sub(before.taken_ms).max(1) as f64 / 1e3);
@@ -144,7 +146,7 @@ pub fn stats(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
         };
         vec![
             format!("{service}/{}", server.name),
-            server.state.clone(),
+            server.state.label().to_owned(),
             server.weight.to_string(),
             percent(server.share),
             server.active.to_string(),

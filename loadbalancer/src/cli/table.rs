@@ -49,6 +49,12 @@ pub fn time(seconds: u64) -> String {
     }
 }
 
+/// A share of 0 to 1 in percent.
+pub fn percent(share: f64) -> String {
+    // Without the sign of a zero that is a little less.
+    format!("{:.1} %", (share * 1000.0).round() / 10.0 + 0.0)
+}
+
 /// A time of microseconds.
 pub fn latency(us: u64) -> String {
     if us >= 10_000 { format!("{:.0} ms", us as f64 / 1e3) } else { format!("{:.2} ms", us as f64 / 1e3) }

@@ -3,18 +3,19 @@
 
 use std::time::Duration;
 
-use super::classes::{self, ClassPlaces, Classes};
-use super::error::Errors;
-use super::files::Files;
-use super::model::{Protocol, Refuse, Service};
-use super::parse::set;
+use super::class::{self, ClassKeys, before_overload, deadline_key, priority_key};
+use super::document::QueueLimits;
 use super::quality::in_order;
-use super::validate::{ServicePlaces, title};
-use super::walk::{At, Section, Span};
-pub use crate::quality::marks::Settings as AdaptiveMarks;
-use crate::queue::order;
+use super::schema::table::{Keys, Table};
+use super::schema::value::{At, Given, List, Span};
+use super::schema::walk::Section;
+use decide::quality::marks::Settings as AdaptiveMarks;
+use decide::queue::classes::MOST_CLASSES;
+use decide::queue::order;
+use decide::queue::settings::{AtDeadline, Marks, Responder, ServiceQueue, Verify};
+use model::mode::Refuse;
 
-const LEAST_DEADLINE: Duration = Duration::from_millis(10);
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 const HOUR: Duration = Duration::from_secs(3_600);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -23,343 +24,293 @@ const GIB: u64 = 1 << 30;
 const MOST_PAGE: u64 = 64 * KIB;
 /// A datagram has up to 64 KiB, and one at least is to fit.
 const LEAST_UDP_MEMORY: u64 = 64 * KIB;
-const DEFAULT_UDP_MEMORY: u64 = MIB;
-const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// As many as servers may have.
 const MOST_MARK: i64 = 1_000_000_000;
 
-/// For the queues of all services.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueLimits {
-    /// Most bytes of all waiting connections.
-    pub memory: u64,
-    /// How long the packet path hands connections over to a controller that does not show itself. Then it refuses them.
-    pub controller_timeout: Duration,
-}
-
-impl Default for QueueLimits {
-    fn default() -> Self {
-        Self { memory: 64 * MIB, controller_timeout: Duration::from_secs(5) }
-    }
-}
-
-/// How new connections of a service wait while no server may take them.
-///
-/// What decides the class of a connection is the client's address (of all prefixes that hold it the longest), else its
-/// DSCP, else its destination port. A connection of no class has the priority and the deadline of the service.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ServiceQueue {
-    pub order: order::Settings,
-    /// Of connections of no class: 0 to 4, for priorities 1 (most urgent) to 5.
-    pub ring: u8,
-    /// How long connections of no class wait at most.
-    pub deadline: Duration,
-    pub at_deadline: AtDeadline,
-    /// Lengths of the IPv4 and of the IPv6 prefix that count as one source.
-    pub source_prefix: (u8, u8),
-    pub verify: Verify,
-    /// Most bytes of waiting datagrams; zero: datagrams do not wait.
-    pub udp_memory: u64,
-    pub marks: Marks,
-    /// There with [`AtDeadline::Respond`] only.
-    pub responder: Option<Responder>,
-    pub classes: Classes,
-}
-
-impl Default for ServiceQueue {
-    fn default() -> Self {
-        Self {
-            order: order::Settings::default(),
-            ring: 2,
-            deadline: Duration::from_secs(10),
-            at_deadline: AtDeadline::default(),
-            source_prefix: (24, 56),
-            verify: Verify::default(),
-            udp_memory: 0,
-            marks: Marks::default(),
-            responder: None,
-            classes: Classes::default(),
-        }
-    }
-}
-
-impl ServiceQueue {
-    /// Class, ring and deadline of a connection with this DSCP and destination port. `by_prefix` is the position in
-    /// `classes` of the one that the client's address leads to.
-    ///
-    /// Zero is no class, and a larger number stands for the class at the position below it.
-    pub fn class_of(&self, by_prefix: Option<u16>, dscp: u8, port: u16) -> (u16, u8, Duration) {
-        match self.classes.find(by_prefix, dscp, port) {
-            Some((number, class)) => (number, class.ring, class.deadline),
-            None => (0, self.ring, self.deadline),
-        }
-    }
-}
-
-/// How a client learns that it has waited for too long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AtDeadline {
-    #[default]
-    Reset,
-    Drop,
-    /// With an HTTP response, see [`Responder`].
-    Respond,
-}
-
-/// Whether clients must show that they are at their address before they are served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verify {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-/// Where the most active flows of a server come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Marks {
-    /// From `high_water` and from agents.
-    #[default]
-    Static,
-    Adaptive(AdaptiveMarks),
-}
-
-impl Marks {
-    /// None: they do not follow latency.
-    pub const fn adaptive(&self) -> Option<AdaptiveMarks> {
-        match self {
-            Self::Static => None,
-            Self::Adaptive(settings) => Some(*settings),
-        }
-    }
-}
-
-/// What clients get for an answer at the deadline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Responder {
-    /// When they are told to try again.
-    pub retry_after: Duration,
-    /// Body of the response; none: a plain one.
-    pub page: Option<Vec<u8>>,
-}
-
-/// Where things of a queue stand.
-#[derive(Debug, Default)]
-pub(super) struct QueuePlaces {
-    pub section: Span,
+/// A queue and where things of it stand.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedQueue {
+    /// Its classes are below.
+    pub queue: ServiceQueue,
+    pub span: Span,
     /// Servers can fill up, or what is to say so was told wrong already.
     pub marked: bool,
     pub at_deadline: Span,
+    /// Whether datagrams wait: where that stands.
     pub udp: Span,
-    /// Whether datagrams wait is not known.
-    pub wrong_udp: bool,
-    pub classes: Vec<ClassPlaces>,
+    /// And if it is not known.
+    pub udp_rejected: bool,
+    pub classes: Vec<ClassKeys>,
 }
 
-pub(super) fn of_all(section: Section<'_, '_>) -> QueueLimits {
-    let mut limits = QueueLimits::default();
-    set(&mut limits.memory, section.bytes("memory", MIB..=16 * GIB));
-    let range = Duration::from_millis(100)..=Duration::from_secs(300);
-    set(&mut limits.controller_timeout, section.duration("controller_timeout", range, ""));
-    section.finish();
-    limits
+impl PlacedQueue {
+    pub fn document(self) -> ServiceQueue {
+        let classes: Vec<_> = self.classes.into_iter().map(ClassKeys::document).collect();
+        ServiceQueue { classes: classes.into(), ..self.queue }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct QueueKeys {
+    /// What needs no more than to be read.
+    queue: ServiceQueue,
+    priority: u8,
+    at_deadline: Given<AtDeadline>,
+    weights: List<At<u32>>,
+    max_per_source: Given<usize>,
+    udp: Given<bool>,
+    udp_memory: u64,
+    adaptive: Given<bool>,
+    adaptive_marks: AdaptiveMarks,
+    retry_after: Duration,
+    page: Option<At<String>>,
+    classes: List<ClassKeys>,
+}
+
+pub(super) fn of_all() -> Table<QueueLimits> {
+    Keys::new("[queue]", "For the queues of all services.", QueueLimits::default())
+        .bytes("memory", |it| &mut it.memory, MIB..=16 * GIB, "Most memory of all that waits.")
+        .time(
+            "controller_timeout",
+            |it| &mut it.controller_timeout,
+            Duration::from_millis(100)..=Duration::from_secs(300),
+            "How long the packet path hands connections over to a controller that does not show itself. Then it refuses \
+             them.",
+        )
+        .plain()
 }
 
 /// `refuse` is that of the service, and decides what its default is at the deadline.
-pub(super) fn of_service(section: Section<'_, '_>, refuse: Refuse, files: Files<'_>) -> (ServiceQueue, QueuePlaces) {
-    let mut queue = ServiceQueue::default();
-    let mut place = QueuePlaces { section: section.span.clone(), ..QueuePlaces::default() };
-    set(&mut queue.ring, ring(&section));
-    set(&mut queue.deadline, deadline(&section));
-    queue.at_deadline = match refuse {
+pub(super) fn of_service(refuse: Refuse) -> Table<PlacedQueue> {
+    let queue = ServiceQueue::default();
+    let at_deadline = match refuse {
         Refuse::Reset => AtDeadline::Reset,
         Refuse::Drop => AtDeadline::Drop,
     };
-    place.at_deadline = section.value_span("at_deadline");
-    let choices = [("reset", AtDeadline::Reset), ("drop", AtDeadline::Drop), ("respond", AtDeadline::Respond)];
-    let at_deadline = section.choice("at_deadline", &choices);
-    let wrong_at_deadline = at_deadline.is_none() && section.has("at_deadline");
-    set(&mut queue.at_deadline, at_deadline);
-    order(&section, &mut queue.order);
-    if let Some(prefix) = section.section("source_prefix", "[service.queue.source_prefix]") {
-        set(&mut queue.source_prefix.0, prefix.number("ipv4", 8..=32));
-        set(&mut queue.source_prefix.1, prefix.number("ipv6", 16..=128));
-        prefix.finish();
-    }
-    let choices = [("auto", Verify::Auto), ("always", Verify::Always), ("never", Verify::Never)];
-    set(&mut queue.verify, section.choice("verify", &choices));
-    udp(&section, &mut queue, &mut place);
-    marks(&section, &mut queue, &mut place);
-    queue.responder = responder(&section, queue.at_deadline, wrong_at_deadline, files);
-    if queue.deadline <= queue.order.target && (section.has("deadline") || section.has("target")) {
-        let given = if section.has("deadline") { "deadline" } else { "target" };
-        before_overload(&section, given);
-    }
-    let (classes, places) = classes::classes(&section, (queue.deadline, queue.order.target), files);
-    queue.classes = classes.into();
-    place.classes = places;
-    section.finish();
-    (queue, place)
+    let usual = QueueKeys {
+        priority: queue.ring + 1,
+        at_deadline: Given::default_of(at_deadline),
+        weights: List::default_of(queue.order.weights),
+        max_per_source: Given::default_of(queue.order.max_per_source),
+        udp: Given::default(),
+        udp_memory: MIB,
+        adaptive: Given::default(),
+        adaptive_marks: AdaptiveMarks::default(),
+        retry_after: Duration::from_secs(10),
+        page: None,
+        classes: List::default(),
+        queue,
+    };
+    let doc = "How connections wait while no server may take them. Without this table they are refused at once.";
+    let keys = Keys::new("[service.queue]", doc, usual).optional();
+    let keys = priority_key(keys, |it| &mut it.priority, "Ring of connections of no class: 1 (most urgent) to 5.");
+    let keys = deadline_key(keys, |it| &mut it.queue.deadline, "How long connections of no class wait at most.").choice(
+        "at_deadline",
+        |it| &mut it.at_deadline,
+        &[("reset", AtDeadline::Reset), ("drop", AtDeadline::Drop), ("respond", AtDeadline::Respond)],
+        "What becomes of connections at the deadline: \"reset\", \"drop\", or \"respond\" with HTTP status 503. Without: as `refuse` has it.",
+    );
+    let keys = order_keys(keys)
+        .table("source_prefix", |it| &mut it.queue.source_prefix, |it| source_prefix(it.queue.source_prefix))
+        .choice(
+            "verify",
+            |it| &mut it.queue.verify,
+            &[("auto", Verify::Auto), ("always", Verify::Always), ("never", Verify::Never)],
+            "Whether clients must show that they are at their address: \"auto\" (when many have not), \"always\" or \
+             \"never\".",
+        )
+        .boolean("udp", |it| &mut it.udp, "Whether the first datagrams of flows wait as well.")
+        .bytes("udp_memory", |it| &mut it.udp_memory, LEAST_UDP_MEMORY..=GIB, "Most bytes of waiting datagrams.")
+        .only("udp", &["true"])
+        .choice(
+            "marks",
+            |it| &mut it.adaptive,
+            &[("static", false), ("adaptive", true)],
+            "When a server is full. \"static\": at its high_water, or as agents say. \"adaptive\": that is found from \
+             latency.",
+        )
+        .table("adaptive", |it| &mut it.adaptive_marks, |it| adaptive(it.adaptive_marks))
+        .only("marks", &["adaptive"])
+        .time(
+            "retry_after",
+            |it| &mut it.retry_after,
+            Duration::from_secs(1)..=Duration::from_secs(86_400),
+            "What Retry-After says.",
+        )
+        .only("at_deadline", &["respond"])
+        .string(
+            "page",
+            |it| &mut it.page,
+            "/etc/loadbalancer/wait.html",
+            "File with a page of at most 64KiB in place of the plain one; a relative path leads from the configuration.",
+        )
+        .only("at_deadline", &["respond"]);
+    keys.tables("class", |it| &mut it.classes, |it| class::table(it.queue.deadline, it.queue.order.target))
+        .most(MOST_CLASSES, "classes", "merge those that have the same priority and deadline")
+        .build(|section, it| Some(build(section, it)))
 }
 
-/// Of a priority.
-pub(super) fn ring(section: &Section<'_, '_>) -> Option<At<u8>> {
-    section.number::<u8>("priority", 1..=5).map(|priority| priority.map(|priority| priority - 1))
+fn order_keys(keys: Keys<QueueKeys>) -> Keys<QueueKeys> {
+    let entries = 1..=1_000_000;
+    keys.numbers::<u32>(
+        "weights",
+        |it| &mut it.weights,
+        0..=1_000,
+        "[16, 8, 4, 2, 1]",
+        "Shares of priorities 1 to 5 in what becomes free.",
+    )
+    .time(
+        "target",
+        |it| &mut it.queue.order.target,
+        Duration::from_millis(1)..=Duration::from_secs(60),
+        "The newest go first when the oldest has waited for longer than this for all of `interval`.",
+    )
+    .time(
+        "interval",
+        |it| &mut it.queue.order.interval,
+        LEAST_INTERVAL..=Duration::from_secs(600),
+        "How long the wait has to be beyond `target`.",
+    )
+    .number::<usize>(
+        "max_entries",
+        |it| &mut it.queue.order.max_entries,
+        entries.clone(),
+        "Most connections that wait.",
+    )
+    .number::<usize>(
+        "max_per_source",
+        |it| &mut it.max_per_source,
+        entries,
+        "Most that wait of one source, which is a prefix.",
+    )
 }
 
-pub(super) fn deadline(section: &Section<'_, '_>) -> Option<At<Duration>> {
-    section.duration("deadline", LEAST_DEADLINE..=HOUR, "")
+fn source_prefix(usual: (u8, u8)) -> Table<(u8, u8)> {
+    Keys::new("[service.queue.source_prefix]", "What counts as one source.", usual)
+        .number::<u8>("ipv4", |it| &mut it.0, 8..=32, "Length of its IPv4 prefix.")
+        .number::<u8>("ipv6", |it| &mut it.1, 16..=128, "Length of its IPv6 prefix.")
+        .plain()
 }
 
-pub(super) fn before_overload(section: &Section<'_, '_>, key: &str) {
-    let help = "make `deadline` longer, or `target` of [service.queue] shorter: else no connection waits long enough \
-                to show a standing overload";
-    section.error(section.value_span(key), "`deadline` is not longer than `target`", help);
+fn adaptive(usual: AdaptiveMarks) -> Table<AdaptiveMarks> {
+    Keys::new("[service.queue.adaptive]", "High-water marks that follow latency.", usual)
+        .optional()
+        .number::<u32>("min", |it| &mut it.min, 1..=MOST_MARK, "Least mark of a server.")
+        .number::<u32>("max", |it| &mut it.max, 1..=MOST_MARK, "Greatest mark.")
+        .decimal(
+            "tolerance",
+            |it| &mut it.tolerance,
+            1.0..=10.0,
+            "Latency, as a multiple of the usual one, that is not yet taken to be overload.",
+        )
+        .decimal("smoothing", |it| &mut it.smoothing, 0.01..=1.0, "Share of a new mark in the one that is used.")
+        .time(
+            "baseline_age",
+            |it| &mut it.baseline_age,
+            Duration::from_secs(10)..=HOUR,
+            "Age from which the usual latency is measured again.",
+        )
+        .build(|section, it| {
+            in_order(section, ("min", it.min), ("max", it.max));
+            Some(it)
+        })
 }
 
-fn order(section: &Section<'_, '_>, order: &mut order::Settings) {
-    if let Some(weights) = section.numbers::<u32>("weights", 0..=1_000, "[16, 8, 4, 2, 1]") {
-        let wanted = order.weights.len();
-        let given = section.list_length("weights").unwrap_or(1);
-        if given != wanted {
-            let help = "give one per priority, the most urgent first: weights = [16, 8, 4, 2, 1]";
-            section.error(weights.span, format!("`weights` has {given} of {wanted} weights"), help);
-        } else if weights.value.len() == wanted {
-            if weights.value.iter().all(|weight| weight.value == 0) {
-                let help = "give larger weights to priorities that are to be served more: weights = [16, 8, 4, 2, 1]";
-                section.error(weights.span, "all weights are 0, so no connection would ever be served", help);
-            } else {
-                for (priority, weight) in (1..).zip(&weights.value).filter(|(_, weight)| weight.value == 0) {
-                    let message =
-                        format!("priority {priority} has the weight 0, so its connections would never be served");
-                    section.error(weight.span.clone(), message, "give each priority a weight of 1 at least");
-                }
-            }
-            for (field, weight) in order.weights.iter_mut().zip(weights.value) {
-                *field = weight.value;
+fn build(section: &Section<'_, '_>, mut it: QueueKeys) -> PlacedQueue {
+    check_weights(section, &mut it);
+    check_order(section, &mut it);
+    reject_unused(section, &it);
+    let queue = &mut it.queue;
+    queue.ring = it.priority - 1;
+    queue.at_deadline = it.at_deadline.value;
+    queue.udp_memory = if it.udp.value { it.udp_memory } else { 0 };
+    queue.marks = if it.adaptive.value { Marks::Adaptive(it.adaptive_marks) } else { Marks::Static };
+    if it.at_deadline.value == AtDeadline::Respond {
+        let mut responder = Responder { retry_after: it.retry_after, page: None };
+        if let Some(page) = it.page {
+            match section.files().read(&page.value, MOST_PAGE) {
+                Ok(bytes) => responder.page = Some(bytes),
+                Err((message, help)) => section.error(page.span, message, help),
             }
         }
+        queue.responder = Some(responder);
     }
-    let minute = Duration::from_secs(60);
-    set(&mut order.target, section.duration("target", Duration::from_millis(1)..=minute, ""));
-    set(&mut order.interval, section.duration("interval", LEAST_DEADLINE..=10 * minute, ""));
+    if queue.deadline <= queue.order.target && (section.has("deadline") || section.has("target")) {
+        let given = if section.has("deadline") { "deadline" } else { "target" };
+        before_overload(section, given);
+    }
+    PlacedQueue {
+        queue: it.queue,
+        span: section.span.clone(),
+        marked: it.adaptive.rejected || it.adaptive.value,
+        at_deadline: section.value_span("at_deadline"),
+        udp: section.value_span("udp"),
+        udp_rejected: it.udp.rejected,
+        classes: it.classes.all,
+    }
+}
+
+fn check_weights(section: &Section<'_, '_>, it: &mut QueueKeys) {
+    let wanted = it.queue.order.weights.len();
+    let weights = &it.weights;
+    let Some(span) = weights.span.clone() else {
+        return;
+    };
+    let given = section.list_length("weights").unwrap_or(1);
+    if given != wanted {
+        let help = "give one per priority, the most urgent first: weights = [16, 8, 4, 2, 1]";
+        section.error(span, format!("`weights` has {given} of {wanted} weights"), help);
+    } else if !weights.rejected {
+        if weights.values().all(|weight| *weight == 0) {
+            let help = "give larger weights to priorities that are to be served more: weights = [16, 8, 4, 2, 1]";
+            section.error(span, "all weights are 0, so no connection would ever be served", help);
+        } else {
+            for (priority, weight) in (1..).zip(&weights.all).filter(|(_, weight)| weight.value == 0) {
+                let message = format!("priority {priority} has the weight 0, so its connections would never be served");
+                section.error(weight.span.clone(), message, "give each priority a weight of 1 at least");
+            }
+        }
+        for (field, weight) in it.queue.order.weights.iter_mut().zip(weights.values()) {
+            *field = *weight;
+        }
+    }
+}
+
+fn check_order(section: &Section<'_, '_>, it: &mut QueueKeys) {
+    let order: &mut order::Settings = &mut it.queue.order;
     if order.target >= order.interval {
         let given = if section.has("target") { "target" } else { "interval" };
         let help = "make `interval` several times as long: within it the wait is to fall below `target` once";
         section.error(section.value_span(given), "`target` is not shorter than `interval`", help);
     }
-    let entries = 1..=1_000_000;
-    set(&mut order.max_entries, section.number("max_entries", entries.clone()));
-    order.max_per_source = order.max_per_source.min(order.max_entries);
-    set(&mut order.max_per_source, section.number("max_per_source", entries));
+    order.max_per_source = it.max_per_source.value;
+    if it.max_per_source.span.is_none() {
+        order.max_per_source = order.max_per_source.min(order.max_entries);
+    }
     in_order(section, ("max_per_source", order.max_per_source), ("max_entries", order.max_entries));
 }
 
-fn udp(section: &Section<'_, '_>, queue: &mut ServiceQueue, place: &mut QueuePlaces) {
-    place.udp = section.value_span("udp");
-    let waits = section.boolean("udp");
-    place.wrong_udp = waits.is_none() && section.has("udp");
-    let waits = waits.is_some_and(|waits| waits.value);
-    let memory = section.bytes("udp_memory", LEAST_UDP_MEMORY..=GIB);
-    if waits {
-        queue.udp_memory = memory.map_or(DEFAULT_UDP_MEMORY, |memory| memory.value);
-    } else if section.has("udp_memory") && !place.wrong_udp {
-        section.error(
-            section.key_span("udp_memory"),
-            "`udp_memory` means nothing while no datagrams wait",
-            "remove it, or set udp = true",
-        );
+/// Keys that mean nothing as others are.
+fn reject_unused(section: &Section<'_, '_>, it: &QueueKeys) {
+    if !it.udp.rejected {
+        section.reject_unused("udp", if it.udp.value { "true" } else { "false" }, |key, _| {
+            let message = format!("`{key}` means nothing while no datagrams wait");
+            (message, "remove it, or set udp = true".to_owned())
+        });
     }
-}
-
-fn marks(section: &Section<'_, '_>, queue: &mut ServiceQueue, place: &mut QueuePlaces) {
-    let marks = section.choice("marks", &[("static", false), ("adaptive", true)]);
-    let wrong = marks.is_none() && section.has("marks");
-    let adaptive = marks.is_some_and(|marks| marks.value);
-    place.marked = wrong || adaptive;
-    let mut settings = AdaptiveMarks::default();
-    if let Some(section) = section.section("adaptive", "[service.queue.adaptive]") {
-        set(&mut settings.min, section.number("min", 1..=MOST_MARK));
-        set(&mut settings.max, section.number("max", 1..=MOST_MARK));
-        set(&mut settings.tolerance, section.decimal("tolerance", 1.0..=10.0));
-        set(&mut settings.smoothing, section.decimal("smoothing", 0.01..=1.0));
-        set(&mut settings.baseline_age, section.duration("baseline_age", Duration::from_secs(10)..=HOUR, ""));
-        in_order(&section, ("min", settings.min), ("max", settings.max));
-        section.finish();
+    if !it.adaptive.rejected {
+        section.reject_unused("marks", if it.adaptive.value { "adaptive" } else { "static" }, |key, _| {
+            let message = format!("`{key}` means nothing with static marks");
+            (message, "remove it, or set marks = \"adaptive\"".to_owned())
+        });
     }
-    if adaptive {
-        queue.marks = Marks::Adaptive(settings);
-    } else if section.has("adaptive") && !wrong {
-        section.error(
-            section.key_span("adaptive"),
-            "`adaptive` means nothing with static marks",
-            "remove it, or set marks = \"adaptive\"",
-        );
+    if !it.at_deadline.rejected {
+        let responds = it.at_deadline.value == AtDeadline::Respond;
+        section.reject_unused("at_deadline", if responds { "respond" } else { "" }, |key, _| {
+            let message = format!("`{key}` means nothing without a response at the deadline");
+            (message, "remove it, or set at_deadline = \"respond\"".to_owned())
+        });
     }
-}
-
-fn responder(section: &Section<'_, '_>, at_deadline: AtDeadline, unknown: bool, files: Files<'_>) -> Option<Responder> {
-    let mut responder = Responder { retry_after: DEFAULT_RETRY_AFTER, page: None };
-    let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
-    set(&mut responder.retry_after, section.duration("retry_after", range, ""));
-    let page = section.string("page", "/etc/loadbalancer/wait.html");
-    if at_deadline == AtDeadline::Respond {
-        if let Some(page) = page {
-            match files.read(page.value, MOST_PAGE) {
-                Ok(bytes) => responder.page = Some(bytes),
-                Err((message, help)) => section.error(page.span, message, help),
-            }
-        }
-        return Some(responder);
-    }
-    for key in ["retry_after", "page"].into_iter().filter(|key| section.has(key) && !unknown) {
-        section.error(
-            section.key_span(key),
-            format!("`{key}` means nothing without a response at the deadline"),
-            "remove it, or set at_deadline = \"respond\"",
-        );
-    }
-    None
-}
-
-/// Connections can come to wait, and there is a way to tell their clients.
-pub(super) fn validate(service: &Service, place: &ServicePlaces, errors: &mut Errors<'_>) {
-    let Some(queue) = &service.queue else {
-        return;
-    };
-    if !place.queue.marked && !service.servers.is_empty() {
-        let message =
-            format!("no server of {} has a mark, so none ever fills up and nothing would wait", title(service));
-        let help =
-            "set `high_water` on the servers, add [service.agent], which may set it, or set marks = \"adaptive\"";
-        errors.add(place.queue.section.clone(), message, help);
-    }
-    classes::validate(&queue.classes, &place.queue.classes, errors);
-    if service.listen.is_empty() || place.wrong_listens || place.queue.wrong_udp {
-        return;
-    }
-    let listens = |protocol| service.listen.iter().any(|listen| listen.protocol == protocol);
-    if queue.udp_memory > 0 && !listens(Protocol::Udp) {
-        let message = format!("{} has no UDP listener, so no datagram can wait", title(service));
-        errors.add(place.queue.udp.clone(), message, "remove `udp`, or add an address with /udp to `listen`");
-    }
-    if queue.udp_memory == 0 && !listens(Protocol::Tcp) {
-        let message = format!("{} has no TCP listener, so no connection can wait", title(service));
-        let help = "remove [service.queue], or set udp = true, so that the first datagrams of flows wait";
-        errors.add(place.queue.section.clone(), message, help);
-    } else if queue.at_deadline == AtDeadline::Respond {
-        let help = "set at_deadline = \"reset\" or \"drop\"";
-        let any_port = |listen: &&super::Listen| listen.protocol == Protocol::Tcp && listen.port.is_none();
-        if !listens(Protocol::Tcp) {
-            let message = format!("{} has no TCP listener, and a response needs a connection", title(service));
-            errors.add(place.queue.at_deadline.clone(), message, help);
-        } else if let Some(listen) = service.listen.iter().find(any_port) {
-            let message = format!("{} cannot respond on any port, as in {listen}", title(service));
-            let help = format!("name the ports where clients speak HTTP in `listen`, or {help}");
-            errors.add(place.queue.at_deadline.clone(), message, help);
-        }
-    }
-    classes::reached(service, queue, &place.queue.classes, errors);
 }
 
 #[cfg(test)]

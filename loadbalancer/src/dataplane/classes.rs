@@ -6,15 +6,16 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use loadbalancer_common::queue::ClassKey;
 
-use super::kernel::Maps;
-use super::map::MapError;
-use crate::config::ServiceQueue;
+use super::error::MapError;
+use super::ids::ServiceNumber;
+use super::maps::Maps;
+use decide::queue::settings::ServiceQueue;
 
 /// What the map holds.
 #[derive(Debug, Default)]
 pub struct Classes {
-    /// Numbers of services with the settings that their prefixes are from; none: the map has not been looked at.
-    of: Option<Vec<(u16, Arc<ServiceQueue>)>>,
+    /// Services with the settings that their prefixes are from; none: the map has not been looked at.
+    of: Option<Vec<(ServiceNumber, Arc<ServiceQueue>)>>,
     written: HashMap<ClassKey, u32>,
 }
 
@@ -23,8 +24,8 @@ impl Classes {
     ///
     /// # Errors
     /// The map is full, or the kernel refuses. What was written stands, and the next call goes on.
-    pub fn follow(&mut self, maps: &Maps, wanted: &[(u16, Arc<ServiceQueue>)]) -> Result<(), MapError> {
-        let same = |known: &[(u16, Arc<ServiceQueue>)]| {
+    pub fn follow(&mut self, maps: &Maps, wanted: &[(ServiceNumber, Arc<ServiceQueue>)]) -> Result<(), MapError> {
+        let same = |known: &[(ServiceNumber, Arc<ServiceQueue>)]| {
             known.len() == wanted.len()
                 && known.iter().zip(wanted).all(|(one, other)| {
                     one.0 == other.0 && (Arc::ptr_eq(&one.1, &other.1) || one.1.classes == other.1.classes)
@@ -44,7 +45,7 @@ impl Classes {
         Ok(())
     }
 
-    fn write(&mut self, maps: &Maps, wanted: &[(u16, Arc<ServiceQueue>)]) -> Result<(), MapError> {
+    fn write(&mut self, maps: &Maps, wanted: &[(ServiceNumber, Arc<ServiceQueue>)]) -> Result<(), MapError> {
         let mut new = HashMap::new();
         for (service, queue) in wanted {
             for (class, position) in queue.classes.iter().zip(1..) {
@@ -66,7 +67,7 @@ impl Classes {
     }
 }
 
-fn key(service: u16, prefix: &IpNet) -> ClassKey {
+fn key(service: ServiceNumber, prefix: &IpNet) -> ClassKey {
     let addr = prefix.network();
-    ClassKey::new(service, addr.is_ipv6(), addr.into(), prefix.prefix_len())
+    ClassKey::new(service.0, addr.is_ipv6(), addr.into(), prefix.prefix_len())
 }

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::Xdp;
-use aya::programs::xdp::XdpMode;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use loadbalancer_common::net::AnyAddr;
 
-use super::kernel::{AttachMode, KernelError, attached_program, chain, interface_index};
+use super::attached_program::{AttachMode, reject_occupied};
+use super::error::{KernelError, chain};
+use crate::network::interface;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap-ebpf"));
 
@@ -20,14 +21,15 @@ pub struct Decap {
 
 impl Decap {
     /// Attaches to an interface, for tunnels that end at some addresses.
+    ///
+    /// # Errors
+    /// There is no such interface, a program is attached to it already, or the kernel refuses ours.
     pub fn attach(interface: &str, gue_port: u16, mode: AttachMode, ends: &[IpAddr]) -> Result<Self, KernelError> {
         if OBJECT.is_empty() {
             return Err(KernelError::NoObject);
         }
-        let index = interface_index(interface)?;
-        if let Some(program) = attached_program(interface, index) {
-            return Err(KernelError::Occupied { interface: interface.to_owned(), program });
-        }
+        let index = interface::index(interface)?;
+        reject_occupied(interface, index)?;
         let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(Box::new)?;
         let map = ebpf.map_mut("GUE").ok_or(KernelError::Missing("GUE"))?;
         Array::try_from(map)
@@ -39,11 +41,7 @@ impl Decap {
             .and_then(|program| program.try_into().ok())
             .ok_or(KernelError::Missing("decap"))?;
         program.load().map_err(|error| Box::new(EbpfError::from(error)))?;
-        let xdp_mode = match mode {
-            AttachMode::Native => XdpMode::Driver,
-            AttachMode::Generic => XdpMode::Skb,
-        };
-        program.attach_to_if_index(index, xdp_mode).map_err(|error| KernelError::Attach {
+        program.attach_to_if_index(index, mode.xdp_mode()).map_err(|error| KernelError::Attach {
             interface: interface.to_owned(),
             mode: mode.label(),
             reason: chain(&error),
@@ -52,11 +50,17 @@ impl Decap {
     }
 
     /// Changes the addresses at which tunnels end.
+    ///
+    /// # Errors
+    /// There are more than the map holds, or the kernel refuses.
     pub fn set_ends(&mut self, ends: &[IpAddr]) -> Result<(), KernelError> {
         set_ends(&mut self.ebpf, ends)
     }
 
     /// Packets taken out of a tunnel until now.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
     pub fn packets(&self) -> Result<u64, KernelError> {
         let failed = |source| KernelError::Aya { what: "the counter of packets", source };
         let map = self.ebpf.map("DECAPSULATED").ok_or(KernelError::Missing("DECAPSULATED"))?;

@@ -11,13 +11,14 @@ use loadbalancer_common::clock::{TIME_MASK, age, seconds_of_ticks};
 use loadbalancer_common::conntrack::{TO_SERVER, Translation, Tuple};
 use loadbalancer_common::hash;
 use loadbalancer_common::net::{Addr4, Addr6, Be16, protocol};
-use serde::Serialize;
 
-use super::census;
-use super::kernel::Maps;
-use super::map::{Map, MapError};
+use super::clock::ticks_now;
+use super::error::MapError;
+use super::ids::BackendNumber;
+use super::maps::Map;
+use super::maps::Maps;
 use super::stats;
-use crate::config::Protocol;
+use model::address::Protocol;
 
 /// Which flows of `nat` to list.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +29,7 @@ pub struct Filter {
 }
 
 /// A flow of a `nat` service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatFlow {
     pub protocol: String,
     pub client: SocketAddr,
@@ -50,7 +51,7 @@ pub struct Lookup {
 }
 
 /// What the affinity table says of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Affinity {
     pub server: String,
     pub state: String,
@@ -59,7 +60,7 @@ pub struct Affinity {
 }
 
 /// Flows of one server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub server: String,
     /// Entries in the affinity table.
@@ -71,6 +72,9 @@ pub struct Count {
 }
 
 /// Flows of `nat` services that pass the filter, up to a limit, and how many there are.
+///
+/// # Errors
+/// A map cannot be listed.
 pub fn nat(maps: &Maps, filter: &Filter, limit: usize) -> Result<(Vec<NatFlow>, usize), MapError> {
     let mut listed = Vec::new();
     let mut total = 0;
@@ -90,7 +94,7 @@ where
     Tuple<A>: Pod,
     Translation<A>: Pod,
 {
-    let now = census::now();
+    let now = ticks_now();
     let socket = |addr: A, port: Be16| SocketAddr::new(addr.into_ip(), port.get());
     map.for_each(|key, entry| {
         if entry.direction != TO_SERVER {
@@ -135,6 +139,9 @@ impl IntoIp for Addr6 {
 }
 
 /// The affinity entry of a flow.
+///
+/// # Errors
+/// The settings or the server cannot be read.
 pub fn find(maps: &Maps, lookup: &Lookup) -> Result<Option<Affinity>, MapError> {
     let settings = maps.settings.get(&0)?.unwrap_or_default();
     let (client_port, port) = (Be16::new(lookup.client.port()), Be16::new(lookup.vip.port()));
@@ -149,7 +156,7 @@ pub fn find(maps: &Maps, lookup: &Lookup) -> Result<Option<Affinity>, MapError> 
         _ => return Ok(None),
     };
     let first = bucket(hash, settings.affinity_mask);
-    let now = census::now() as u16 & TIME_MASK;
+    let now = ticks_now() as u16 & TIME_MASK;
     for index in [first, other_bucket(first, tag(hash), settings.affinity_mask)] {
         for word in maps.affinity.value(index as usize) {
             let entry = Entry(word.load(Ordering::Relaxed));
@@ -167,14 +174,16 @@ pub fn find(maps: &Maps, lookup: &Lookup) -> Result<Option<Affinity>, MapError> 
 }
 
 /// Flows per server.
+///
+/// # Errors
+/// A map cannot be read.
 pub fn count(maps: &Maps) -> Result<Vec<Count>, MapError> {
     let mut counts: BTreeMap<u16, Count> = BTreeMap::new();
     for id in 1..maps.backends.entries() {
         let backend = maps.backends.get(&id)?.unwrap_or_default();
         if backend.has(Backend::PRESENT) {
-            let active = maps.active.words()[id as usize].load(Ordering::Relaxed) as i64;
-            let count = Count { server: name(&backend), active: active.max(0) as u64, ..Count::default() };
-            counts.insert(id as u16, count);
+            let active = u64::from(maps.active_flows(BackendNumber(id as u16)));
+            counts.insert(id as u16, Count { server: name(&backend), active, ..Count::default() });
         }
     }
     for word in maps.affinity.words() {

@@ -12,8 +12,10 @@ use loadbalancer_common::affinity::{Entry, state};
 use loadbalancer_common::conntrack::{TO_SERVER, Translation, Tuple};
 use loadbalancer_common::net::{Addr4, Addr6};
 
-use super::kernel::Maps;
-use super::map::{Map, MapError};
+use super::error::MapError;
+use super::ids::BackendNumber;
+use super::maps::Map;
+use super::maps::Maps;
 
 /// What was half-open when it was looked at last.
 #[derive(Debug, Default)]
@@ -30,7 +32,7 @@ impl HalfOpen {
     ///
     /// # Errors
     /// A map of `nat` flows cannot be read.
-    pub fn sweep(&mut self, maps: &Maps, backends: &HashSet<u16>, has_nat: bool) -> Result<u64, MapError> {
+    pub fn sweep(&mut self, maps: &Maps, backends: &HashSet<BackendNumber>, has_nat: bool) -> Result<u64, MapError> {
         if backends.is_empty() {
             *self = Self::default();
             return Ok(0);
@@ -39,14 +41,14 @@ impl HalfOpen {
         let before = std::mem::take(&mut self.affinity);
         for (position, word) in maps.affinity.words().iter().enumerate() {
             let entry = Entry(word.load(Ordering::Relaxed));
-            if entry.state() != state::TCP_SYN || !backends.contains(&entry.backend()) {
+            if entry.state() != state::TCP_SYN || !backends.contains(&BackendNumber(entry.backend())) {
                 continue;
             }
             let timeless = entry.with(state::TCP_SYN, 0).0;
             if before.get(&position) != Some(&timeless) {
                 self.affinity.insert(position, timeless);
             } else if word.compare_exchange(entry.0, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
-                give_back(maps, entry.backend());
+                give_back(maps, BackendNumber(entry.backend()));
                 ended += 1;
             }
         }
@@ -62,14 +64,16 @@ fn sweep_nat<A: Copy + Eq + std::hash::Hash>(
     maps: &Maps,
     map: &Map<Tuple<A>, Translation<A>>,
     seen: &mut HashSet<Tuple<A>>,
-    backends: &HashSet<u16>,
+    backends: &HashSet<BackendNumber>,
 ) -> Result<u64, MapError>
 where
     Tuple<A>: Pod,
     Translation<A>: Pod,
 {
     let is_half_open = |entry: &Translation<A>| {
-        entry.direction == TO_SERVER && entry.state == u32::from(state::TCP_SYN) && backends.contains(&entry.backend)
+        entry.direction == TO_SERVER
+            && entry.state == u32::from(state::TCP_SYN)
+            && backends.contains(&BackendNumber(entry.backend))
     };
     let before = std::mem::take(seen);
     let mut old = Vec::new();
@@ -87,13 +91,13 @@ where
             && map.remove(&key)?
         {
             map.remove(&entry.reverse_key(key.protocol))?;
-            give_back(maps, entry.backend);
+            give_back(maps, BackendNumber(entry.backend));
             ended += 1;
         }
     }
     Ok(ended)
 }
 
-fn give_back(maps: &Maps, backend: u16) {
-    maps.active.words()[usize::from(backend)].fetch_sub(1, Ordering::SeqCst);
+fn give_back(maps: &Maps, backend: BackendNumber) {
+    maps.active_counter(backend).fetch_sub(1, Ordering::SeqCst);
 }

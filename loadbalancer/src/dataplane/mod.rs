@@ -1,8 +1,14 @@
-//! Kernel state: loading the programs, the maps, and bringing the maps to what is wanted.
+//! Kernel state: loading the programs, the maps, and bringing the maps to what is wanted. The only user of aya.
 
-pub mod map;
-pub mod kernel;
-pub mod desired;
+pub mod load;
+pub mod attach;
+pub mod attached_program;
+pub mod pins;
+pub mod packet_log;
+pub mod sizes;
+pub mod maps;
+pub mod queue_buffer;
+pub mod ids;
 pub mod reconcile;
 pub mod census;
 pub mod classes;
@@ -10,5 +16,6 @@ pub mod stats;
 pub mod signals;
 pub mod flows;
 pub mod half_open;
+pub mod clock;
 pub mod decap;
-mod occupant;
+pub mod error;

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use loadbalancer_common::signal::{BUCKETS, FIRST_BUCKET_BITS, Signals, index};
+use loadbalancer_common::histogram::Histogram;
+use loadbalancer_common::signal::{self, BUCKETS, FIRST_BUCKET_BITS, Signals, index};
 
-use super::kernel::Maps;
+use super::ids::BackendNumber;
+use super::maps::Maps;
+use model::ids::ServerId;
 
 /// Words of the signals of one source.
 const WORDS: usize = size_of::<Signals>() / size_of::<u64>();
@@ -17,16 +20,16 @@ const SEGMENTS_REMEMBERED: f64 = 100_000.0;
 /// A server and one of its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source {
-    /// Identities of service and backend; who the number stands for.
-    pub server: (u64, u64),
-    pub backend: u16,
+    /// Who the number stands for.
+    pub server: ServerId,
+    pub backend: BackendNumber,
     pub channel: u8,
 }
 
 /// Counts of latencies: bucket `i` has those of at least 2^i and less than 2^(i+1) ns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latencies {
-    pub counts: [u64; LOG2_BUCKETS],
+    pub counts: Histogram<u64, LOG2_BUCKETS, 1, 0>,
     pub sum_ns: u64,
 }
 
@@ -78,7 +81,7 @@ impl Tracker {
         }
         let mut news = Vec::new();
         for known in &mut self.known {
-            let now = now(maps, known.source.backend, known.source.channel);
+            let now = counters(maps, known.source.backend, known.source.channel);
             if now != known.last {
                 news.push((known.source, known.interval(&now)));
             }
@@ -89,16 +92,16 @@ impl Tracker {
     fn follow(&mut self, maps: &Maps, sources: &[Source]) {
         let before = std::mem::take(&mut self.known);
         let mut before: HashMap<Source, Known> = before.into_iter().map(|known| (known.source, known)).collect();
-        let begin = |source: &Source| Known::new(*source, now(maps, source.backend, source.channel));
+        let begin = |source: &Source| Known::new(*source, counters(maps, source.backend, source.channel));
         let known = |source: &Source| before.remove(source).unwrap_or_else(|| begin(source));
         self.known = sources.iter().map(known).collect();
     }
 }
 
 /// What was counted ever. Each number is exact; all of them together are of no single moment.
-pub fn now(maps: &Maps, backend: u16, channel: u8) -> Signals {
+pub fn counters(maps: &Maps, backend: BackendNumber, channel: u8) -> Signals {
     let mut words = [0; WORDS];
-    let place = index(backend, channel) as usize;
+    let place = index(backend.0, channel) as usize;
     if place < maps.signals.values() {
         for (word, counter) in words.iter_mut().zip(maps.signals.value(place)) {
             *word = counter.load(Ordering::Relaxed);
@@ -151,10 +154,10 @@ impl Known {
     }
 }
 
-fn latencies(now: &[u32; BUCKETS], last: &[u32; BUCKETS], sum_ns: u64) -> Latencies {
-    let mut counts = [0; LOG2_BUCKETS];
+fn latencies(now: &signal::Latencies, last: &signal::Latencies, sum_ns: u64) -> Latencies {
+    let mut counts = Histogram::default();
     let from = FIRST_BUCKET_BITS as usize - 1;
-    for (count, (now, last)) in counts[from..].iter_mut().zip(now.iter().zip(last)) {
+    for (count, (now, last)) in counts.buckets[from..].iter_mut().zip(now.buckets.iter().zip(&last.buckets)) {
         *count = u64::from(now.wrapping_sub(*last));
     }
     Latencies { counts, sum_ns }
@@ -162,7 +165,7 @@ fn latencies(now: &[u32; BUCKETS], last: &[u32; BUCKETS], sum_ns: u64) -> Latenc
 
 impl Latencies {
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.count()
     }
 }
 
@@ -173,12 +176,19 @@ mod tests {
     use super::*;
 
     fn known() -> Known {
-        Known::new(Source { server: (1, 2), backend: 3, channel: 0 }, Signals::zeroed())
+        Known::new(
+            Source {
+                server: ServerId { service: model::ids::ServiceId(1), backend: model::ids::BackendId(2) },
+                backend: BackendNumber(3),
+                channel: 0,
+            },
+            Signals::zeroed(),
+        )
     }
 
     fn signals(segments: u32, lost_segments: u32, responses: u32, handshakes: u32) -> Signals {
         let mut signals = Signals { segments, lost_segments, ..Signals::zeroed() };
-        (signals.responses[9], signals.handshakes[4]) = (responses, handshakes);
+        (signals.responses.buckets[9], signals.handshakes.buckets[4]) = (responses, handshakes);
         signals
     }
 
@@ -186,11 +196,11 @@ mod tests {
     fn counts_are_those_since_the_last_time_also_when_they_turn_over() {
         let mut known = known();
         let mut now = Signals::zeroed();
-        (now.handshakes[9], now.handshake_ns) = (u32::MAX, u64::MAX - 5);
+        (now.handshakes.buckets[9], now.handshake_ns) = (u32::MAX, u64::MAX - 5);
         known.interval(&now);
-        (now.handshakes[9], now.handshake_ns) = (1, 2_500_000);
+        (now.handshakes.buckets[9], now.handshake_ns) = (1, 2_500_000);
         let interval = known.interval(&now);
-        assert_eq!((interval.handshakes.counts[19], interval.handshakes.count()), (2, 2));
+        assert_eq!((interval.handshakes.counts.buckets[19], interval.handshakes.count()), (2, 2));
         assert_eq!(interval.handshakes.sum_ns, 2_500_006);
     }
 
@@ -226,7 +236,7 @@ mod tests {
         let mut known = known();
         let mut now = Signals { unanswered: 7, ..Signals::zeroed() };
         assert_eq!(known.interval(&now).lost_requests, 0);
-        (now.responses[3], now.unanswered) = (1, 9);
+        (now.responses.buckets[3], now.unanswered) = (1, 9);
         assert_eq!(known.interval(&now).lost_requests, 2);
     }
 }

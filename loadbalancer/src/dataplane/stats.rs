@@ -2,23 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
 
 use loadbalancer_common::backend::{Backend, BackendCounters};
 use loadbalancer_common::net::{Addr4, Addr6, AnyAddr};
 use loadbalancer_common::outcome::{Outcome, OutcomeCounters, SLOTS};
 use loadbalancer_common::service::{Service, Vip};
 
-use super::kernel::Maps;
-use super::map::MapError;
-use crate::config::{Listen, Protocol};
+use super::error::MapError;
+use super::ids::{BackendNumber, ServiceNumber};
+use super::maps::Maps;
+use model::address::{Listen, Protocol};
 
 #[derive(Clone, Debug, Default)]
 pub struct KernelStats {
-    /// By number. Number 0 counts frames that belong to no service.
-    pub services: BTreeMap<u16, KernelService>,
-    /// By number.
-    pub backends: BTreeMap<u16, KernelBackend>,
+    /// Number 0 counts frames that belong to no service.
+    pub services: BTreeMap<ServiceNumber, KernelService>,
+    pub backends: BTreeMap<BackendNumber, KernelBackend>,
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +36,9 @@ pub struct KernelBackend {
 }
 
 /// Reads all counters. Each is exact; all of them together are of no single moment.
+///
+/// # Errors
+/// A map cannot be read.
 pub fn read(maps: &Maps) -> Result<KernelStats, MapError> {
     let mut stats = KernelStats::default();
     for id in 0..maps.services.entries() {
@@ -46,7 +48,7 @@ pub fn read(maps: &Maps) -> Result<KernelStats, MapError> {
             for OutcomeCounters(counters) in maps.outcomes.get_per_cpu(&id)? {
                 outcomes.iter_mut().zip(counters).for_each(|(sum, counter)| *sum += counter);
             }
-            stats.services.insert(id as u16, KernelService { service, listens: Vec::new(), outcomes });
+            stats.services.insert(ServiceNumber(id as u16), KernelService { service, listens: Vec::new(), outcomes });
         }
     }
     for id in 1..maps.backends.entries() {
@@ -62,15 +64,14 @@ pub fn read(maps: &Maps) -> Result<KernelStats, MapError> {
             counters.reply_packets += part.reply_packets;
             counters.reply_bytes += part.reply_bytes;
         }
-        let active = maps.active.words()[id as usize].load(Ordering::Relaxed) as i64;
-        let active = active.clamp(0, i64::from(u32::MAX)) as u32;
-        stats.backends.insert(id as u16, KernelBackend { backend, counters, active });
+        let number = BackendNumber(id as u16);
+        stats.backends.insert(number, KernelBackend { backend, counters, active: maps.active_flows(number) });
     }
     let mut add = |addr: IpAddr, port: u16, number: u8, vip: &Vip| {
         let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.number() == number);
         if vip.kind == Vip::SERVICE
             && let Some(protocol) = protocol
-            && let Some(service) = stats.services.get_mut(&vip.service)
+            && let Some(service) = stats.services.get_mut(&ServiceNumber(vip.service))
         {
             service.listens.push(Listen { addr, port: (port != 0).then_some(port), protocol });
         }
@@ -84,8 +85,11 @@ pub fn read(maps: &Maps) -> Result<KernelStats, MapError> {
 }
 
 /// Packets of a service that were forwarded, in both directions.
-pub fn forwarded(maps: &Maps, service: u16) -> Result<u64, MapError> {
-    let counters = maps.outcomes.get_per_cpu(&u32::from(service))?;
+///
+/// # Errors
+/// The kernel refuses to tell.
+pub fn forwarded(maps: &Maps, service: ServiceNumber) -> Result<u64, MapError> {
+    let counters = maps.outcomes.get_per_cpu(&u32::from(service.0))?;
     let both = [Outcome::Forwarded, Outcome::ReplyForwarded];
     Ok(counters.iter().flat_map(|counters| both.map(|outcome| counters.0[outcome as usize])).sum())
 }

@@ -1,4 +1,4 @@
-//! Why a probe failed, in texts short enough for a column of a table.
+//! Why a probe failed, in texts short enough for a column of a table; and why one cannot be made.
 
 use std::fmt;
 use std::io;
@@ -53,7 +53,7 @@ pub enum ProbeError {
     #[error("agent's answer is not JSON")]
     NotJson,
     #[error("agent says nothing{}{unknown}", if unknown.is_empty() { "" } else { " that is known: " })]
-    NoWord { unknown: String },
+    EmptyReport { unknown: String },
     #[error("gateway cannot run {program}: {error}")]
     CannotRun { program: String, error: String },
     /// The certificates to verify against.
@@ -65,6 +65,9 @@ pub enum ProbeError {
     /// The interface to ask through is not one of the gateway's.
     #[error("gateway has no interface {0}")]
     NoInterface(String),
+    /// There is no namespace to open sockets in from which packets meet the packet path.
+    #[error("gateway has no way to ask through the packet path")]
+    NoPacketPath,
     /// The gateway may not do what a probe needs; the operand says what.
     #[error("gateway may not {0}: it needs CAP_NET_ADMIN and CAP_NET_RAW")]
     NotPermitted(&'static str),
@@ -114,6 +117,7 @@ impl ProbeError {
             self.cause(),
             Self::NoSource(_)
                 | Self::NoInterface(_)
+                | Self::NoPacketPath
                 | Self::NotPermitted(_)
                 | Self::OutOf(_)
                 | Self::CannotRun { .. }
@@ -175,6 +179,51 @@ impl ProbeError {
             _ => Self::from_io(error),
         }
     }
+}
+
+/// Why a check cannot be made: what is wrong, and after a colon how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SpecError {
+    #[error("`{0}` is not a method of an HTTP check: use GET, HEAD or another one that takes a path")]
+    Method(String),
+    #[error("`{0}` is not the path of an HTTP check: write it as in a request, starting with / and percent-encoded")]
+    Path(String),
+    #[error("`{0}` is not a host for an HTTP check: give a name or address, with :port if needed")]
+    Host(String),
+    #[error("an HTTP check expects no status: give at least one, such as 200-399")]
+    NoStatus,
+    #[error("{0}-{1} is not a range of final HTTP statuses: give first and last, in order, within 200-599")]
+    Status(u16, u16),
+    #[error("every body contains an empty text: give some text of a good answer")]
+    EmptyBody,
+    #[error("a HEAD request gets no body: remove `body` and `body_regex`, or use GET")]
+    NoBody,
+    #[error("the pattern cannot be read ({0}): write it in the syntax of the Rust crate `regex`")]
+    Pattern(String),
+    #[error("the pattern is too large when compiled: use smaller repetitions")]
+    PatternTooLarge,
+    #[error("`{0}` is not a name in a certificate: give a host name or an address, without port")]
+    ServerName(String),
+    #[error("`{0}` is not hexadecimal: write two digits a byte, such as \"0d 0a\"")]
+    Hex(String),
+    #[error("nothing is to be sent: give a datagram of 1 to 1400 bytes")]
+    NothingToSend,
+    #[error("{0} bytes are too many for a datagram: give 1 to 1400")]
+    TooMuchToSend(usize),
+    #[error("every answer contains nothing: give some bytes of a good answer, or leave it out")]
+    NothingExpected,
+    #[error("`{0}` is not a name to ask a DNS server for: use labels of 1 to 63 bytes with dots between them")]
+    Query(String),
+    #[error("`{0}` is not a type of DNS record to ask for: use A, AAAA, CNAME, MX, NS, PTR, SOA, SRV, TXT or ANY")]
+    RecordType(String),
+    #[error("`{0}` is not a DNS response code: use NOERROR, NXDOMAIN, REFUSED, SERVFAIL, FORMERR, NOTIMP or NOTAUTH")]
+    ResponseCode(String),
+    #[error("there is no command: give the program and its arguments, such as [\"/usr/local/bin/check\", \"-q\"]")]
+    NoCommand,
+    #[error("`{0}` is not a program: give its absolute path")]
+    Command(String),
+    #[error("an argument has a zero byte: remove it")]
+    ZeroByte,
 }
 
 #[cfg(test)]

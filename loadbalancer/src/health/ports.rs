@@ -60,11 +60,12 @@ impl SourcePorts {
 mod tests {
     use super::*;
     use crate::health::Part;
+    use model::ids::ServerId;
     use proptest::prelude::*;
     use std::collections::HashSet;
 
     fn key(server: u32) -> ProbeKey {
-        ProbeKey { server, part: Part::Check }
+        ProbeKey { server: ServerId::numbered(server), part: Part::Check }
     }
 
     #[test]
@@ -109,7 +110,7 @@ mod tests {
                 prop_assert_eq!(distinct.len(), mine.len());
                 prop_assert_eq!(ports.iter().count(), mine.len());
                 for (port, owner) in ports.iter() {
-                    prop_assert_eq!(mine.get(&owner.server), Some(&port));
+                    prop_assert_eq!(mine.iter().find(|(server, _)| key(**server) == owner).map(|(_, port)| port), Some(&port));
                 }
             }
         }

@@ -10,95 +10,73 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use super::agent_report::AgentReport;
+use super::error::ProbeError;
+use super::kind::{CheckKind, agent, command, dns, http, icmp, tcp, tls, udp};
+use super::limit::TimeLimit;
+use super::socket::Sockets;
+use super::target::{Forwarder, Target};
 
-use super::error::{Phase, ProbeError};
-use super::socket::{self, Handshake};
-use super::spec::{CheckKind, CheckSpec};
-use super::word::Word;
-use super::{agent, command, dns, http, icmp, udp};
+/// What is asked of one server, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckSpec {
+    pub kind: CheckKind,
+    pub target: Target,
+    /// From the start of one probe to the start of the next, at least [`CheckSpec::MIN_INTERVAL`] (shorter is raised).
+    pub interval: Duration,
+    /// For a whole probe, from opening the socket to the end of the answer. May exceed the interval: a probe that is
+    /// still running when the next is due takes its place.
+    pub timeout: Duration,
+}
+
+impl CheckSpec {
+    /// Ten times what tokio's timers can tell apart.
+    pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
+}
 
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// How long it took: to the SYN-ACK for TCP, else to the end of the answer.
     pub latency: Duration,
-    /// What an agent said of its server.
-    pub word: Option<Box<Word>>,
+    /// What an agent reported of its server.
+    pub report: Option<Box<AgentReport>>,
 }
 
 /// Asks a server once.
 ///
 /// # Errors
 /// Why the check failed; see [`ProbeError::is_local`] for those that say nothing about the server.
-pub async fn probe(spec: &CheckSpec) -> Result<Answer, ProbeError> {
-    let result = ask(spec).await;
-    if spec.via.prober.is_none() {
-        return result;
+pub async fn probe(spec: &CheckSpec, sockets: &Sockets) -> Result<Answer, ProbeError> {
+    let result = ask(spec, sockets).await;
+    match spec.target.via.forwarder {
+        Forwarder::Kernel => result,
+        Forwarder::PacketPath => {
+            result.map_err(|error| ProbeError::Through { vip: spec.target.address, error: Box::new(error) })
+        }
     }
-    result.map_err(|error| ProbeError::Through { vip: spec.target, error: Box::new(error) })
 }
 
-async fn ask(spec: &CheckSpec) -> Result<Answer, ProbeError> {
-    // What the gateway reads for itself is not the server's time.
-    let tls = match &spec.kind {
-        CheckKind::Https(_, check) => {
-            let late = |_| ProbeError::NoRoots {
-                what: "certificates of authorities".to_owned(),
-                error: format!("reading them takes longer than {:?}", spec.timeout),
-            };
-            Some(timeout(spec.timeout, check.prepare()).await.map_err(late)??)
-        }
-        _ => None,
-    };
-    let limit = TimeLimit::start(spec.timeout);
-    let connect = |handshake| limit.within(Phase::Connect, socket::connect(spec, handshake));
-    let mut word = None;
+async fn ask(CheckSpec { kind, target, timeout, .. }: &CheckSpec, sockets: &Sockets) -> Result<Answer, ProbeError> {
+    let mut limit = TimeLimit::start(*timeout);
+    let mut report = None;
     // The large ones are boxed, so that a probe takes no more memory, and no more copying of it, than its kind needs.
-    match &spec.kind {
-        CheckKind::Tcp => drop(connect(Handshake::HeldBack).await?),
-        CheckKind::Http(check) => {
-            let stream = connect(Handshake::HeldBack).await?;
-            Box::pin(http::ask(stream, check, spec.target, http::PORT, &limit)).await?;
+    match kind {
+        CheckKind::Tcp => tcp::ask(target, sockets, &limit).await?,
+        CheckKind::Http(check) => Box::pin(http::ask(target, check, sockets, &limit)).await?,
+        CheckKind::Https(check, tls) => {
+            let connector = tls.prepare(*timeout).await?;
+            // What the gateway reads for itself is not the server's time.
+            limit = TimeLimit::start(*timeout);
+            Box::pin(tls::ask(target, check, (tls, connector), sockets, &limit)).await?;
         }
-        CheckKind::Https(check, tls_check) => {
-            let stream = connect(Handshake::HeldBack).await?;
-            let Some(tls) = tls else { unreachable!("it was prepared above") };
-            let handshake = Box::pin(tls_check.handshake(tls, stream, spec.target));
-            let stream = limit.within(Phase::Encrypt, handshake).await?;
-            Box::pin(http::ask(stream, check, spec.target, http::TLS_PORT, &limit)).await?;
-        }
-        CheckKind::Udp(check) => udp::ask(spec, check, &limit).await?,
-        CheckKind::Icmp => icmp::echo(spec, &limit).await?,
-        CheckKind::Dns(check) => Box::pin(dns::ask(spec, check, &limit)).await?,
-        CheckKind::Command(check) => Box::pin(command::run(spec, check, &limit)).await?,
+        CheckKind::Udp(check) => udp::ask(target, check, sockets, &limit).await?,
+        CheckKind::Icmp => icmp::ask(target, sockets, &limit).await?,
+        CheckKind::Dns(check) => Box::pin(dns::ask(target, check, sockets, &limit)).await?,
+        CheckKind::Command(check) => Box::pin(command::ask(target, check, &limit)).await?,
         CheckKind::Agent(check) => {
-            let stream = connect(check.handshake()).await?;
-            word = Some(Box::new(Box::pin(agent::ask(stream, check, spec.target, &limit)).await?));
+            report = Some(Box::new(Box::pin(agent::ask(target, check, sockets, &limit)).await?));
         }
     }
-    Ok(Answer { latency: limit.started.elapsed(), word })
-}
-
-/// The time that a probe has for all of its phases together.
-pub(super) struct TimeLimit {
-    started: Instant,
-    timeout: Duration,
-}
-
-impl TimeLimit {
-    pub(super) fn start(timeout: Duration) -> Self {
-        Self { started: Instant::now(), timeout }
-    }
-
-    pub(super) async fn within<T>(
-        &self,
-        phase: Phase,
-        work: impl Future<Output = Result<T, ProbeError>>,
-    ) -> Result<T, ProbeError> {
-        match timeout(self.timeout.saturating_sub(self.started.elapsed()), work).await {
-            Ok(result) => result,
-            Err(_) => Err(ProbeError::TimedOut { after: self.timeout, phase }),
-        }
-    }
+    Ok(Answer { latency: limit.elapsed(), report })
 }

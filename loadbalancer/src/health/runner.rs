@@ -1,7 +1,6 @@
 //! Runs the checks of all servers.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +9,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use super::error::ProbeError;
-use super::probe::{Answer, probe};
+use super::probe::{Answer, CheckSpec, probe};
 use super::schedule::{Spread, batched, next_slot};
-use super::spec::CheckSpec;
+use super::socket::Sockets;
+use crate::network::netns::Namespace;
+use model::ids::ServerId;
 
 /// Probes under way at one time; each takes a file descriptor. Enough that 1,000 servers which are all silent, asked
 /// once a second with a time-out of a second, do not hold up one another.
@@ -21,7 +22,7 @@ pub const MAX_CONCURRENT: usize = 1_024;
 /// Which probe of which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProbeKey {
-    pub server: u32,
+    pub server: ServerId,
     pub part: Part,
 }
 
@@ -40,7 +41,7 @@ pub enum Part {
 
 /// What one probe found.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct ProbeReport {
     pub key: ProbeKey,
     /// The answer, or why there is none.
     pub result: Result<Answer, ProbeError>,
@@ -58,31 +59,39 @@ pub struct Checker {
     /// See [`batched`].
     epoch: Instant,
     permits: Arc<Semaphore>,
-    prober: Prober,
-    reports: mpsc::Sender<Report>,
+    ask: Ask,
+    sockets: Sockets,
+    reports: mpsc::Sender<ProbeReport>,
 }
 
-pub(super) type Prober = Arc<dyn Fn(Arc<CheckSpec>) -> Probing + Send + Sync>;
-pub(super) type Probing = Pin<Box<dyn Future<Output = Result<Answer, ProbeError>> + Send>>;
+pub(super) type Ask = Arc<dyn Fn(Arc<CheckSpec>, Sockets) -> Asking + Send + Sync>;
+pub(super) type Asking = Pin<Box<dyn Future<Output = Result<Answer, ProbeError>> + Send>>;
 
 impl Checker {
     /// Results go to `reports`. When that is full, servers are asked less often, and no result is lost; when its
     /// receiver is gone, the checks end.
-    pub fn new(reports: mpsc::Sender<Report>) -> Self {
-        let prober: Prober = Arc::new(|spec| Box::pin(async move { probe(&spec).await }));
-        Self::with_prober(reports, prober, MAX_CONCURRENT)
+    pub fn new(reports: mpsc::Sender<ProbeReport>) -> Self {
+        let ask: Ask = Arc::new(|spec, sockets| Box::pin(async move { probe(&spec, &sockets).await }));
+        Self::asking(reports, ask, MAX_CONCURRENT)
     }
 
-    pub(super) fn with_prober(reports: mpsc::Sender<Report>, prober: Prober, max_concurrent: usize) -> Self {
+    pub(super) fn asking(reports: mpsc::Sender<ProbeReport>, ask: Ask, max_concurrent: usize) -> Self {
         Self {
             checks: HashMap::new(),
             generation: 0,
-            spread: Spread::new(RandomState::new().hash_one(0)),
+            // Without random numbers, any will do.
+            spread: Spread::new(getrandom::u64().unwrap_or_default()),
             epoch: now(),
             permits: Arc::new(Semaphore::new(max_concurrent)),
-            prober,
+            ask,
+            sockets: Sockets::default(),
             reports,
         }
+    }
+
+    /// The namespace from which packets of probes meet the packet path, from now on.
+    pub fn set_packet_path(&self, namespace: Option<Namespace>) {
+        self.sockets.set_packet_path(namespace);
     }
 
     /// Checks a server from now on: first somewhere within an interval, then once an interval. Replaces the check that
@@ -106,7 +115,8 @@ impl Checker {
             first: batched(self.epoch, now() + self.spread.next_delay(interval)),
             interval,
             permits: self.permits.clone(),
-            prober: self.prober.clone(),
+            ask: self.ask.clone(),
+            sockets: self.sockets.clone(),
             reports: self.reports.clone(),
         };
         let task = tokio::spawn(rounds.run()).abort_handle();
@@ -119,18 +129,18 @@ impl Checker {
     }
 
     /// Asks a server no more but these.
-    pub fn keep(&mut self, server: u32, parts: &[Part]) {
+    pub fn keep(&mut self, server: ServerId, parts: &[Part]) {
         self.checks.retain(|key, _| key.server != server || parts.contains(&key.part));
     }
 
     /// Asks a server nothing any more.
-    pub fn remove_server(&mut self, server: u32) {
+    pub fn remove_server(&mut self, server: ServerId) {
         self.checks.retain(|key, _| key.server != server);
     }
 
     /// Whether a report is from the check that its key has now: one that was removed or replaced may have left some in
     /// the channel.
-    pub fn is_current(&self, report: &Report) -> bool {
+    pub fn is_current(&self, report: &ProbeReport) -> bool {
         self.checks.get(&report.key).is_some_and(|check| check.generation == report.generation)
     }
 }
@@ -154,8 +164,9 @@ struct Rounds {
     first: Instant,
     interval: Duration,
     permits: Arc<Semaphore>,
-    prober: Prober,
-    reports: mpsc::Sender<Report>,
+    ask: Ask,
+    sockets: Sockets,
+    reports: mpsc::Sender<ProbeReport>,
 }
 
 impl Rounds {
@@ -164,7 +175,7 @@ impl Rounds {
         loop {
             tokio::time::sleep_until(slot.into()).await;
             let result = self.probe().await;
-            let report = Report { key: self.key, result, at: now(), generation: self.generation };
+            let report = ProbeReport { key: self.key, result, at: now(), generation: self.generation };
             if self.reports.send(report).await.is_err() {
                 return;
             }
@@ -174,7 +185,7 @@ impl Rounds {
 
     async fn probe(&self) -> Result<Answer, ProbeError> {
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        (self.prober)(self.spec.clone()).await
+        (self.ask)(self.spec.clone(), self.sockets.clone()).await
     }
 }
 
@@ -182,3 +193,6 @@ impl Rounds {
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests;

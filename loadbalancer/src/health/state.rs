@@ -5,34 +5,19 @@
 //! that is new is up after one success, and down after one failure however large `fall` is, so that starting up with
 //! dead servers costs one interval.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use super::error::ProbeError;
-use super::spec::Thresholds;
+use model::health::Health;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Health {
-    /// Not asked yet, or never to be.
-    Unknown,
-    Up,
-    Down,
-}
-
-impl Health {
-    /// Whether the server may get new flows. One of which nothing is known may, as in HAProxy: else servers without
-    /// checks would never work, and those with checks not for the first interval.
-    pub fn may_serve(self) -> bool {
-        self != Health::Down
-    }
-
-    /// Label in tables and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Health::Unknown => "unknown",
-            Health::Up => "up",
-            Health::Down => "down",
-        }
-    }
+/// How many results in a row change the health of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Successes that bring a server that is down up.
+    pub rise: NonZeroU32,
+    /// Failures that take a server that is up down.
+    pub fall: NonZeroU32,
 }
 
 /// What checks say about one server.
@@ -163,7 +148,6 @@ fn smoothed(mean: Option<Duration>, latency: Duration) -> Duration {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::num::NonZeroU32;
 
     fn thresholds(rise: u32, fall: u32) -> Thresholds {
         Thresholds { rise: NonZeroU32::new(rise).unwrap(), fall: NonZeroU32::new(fall).unwrap() }

@@ -7,7 +7,8 @@ use loadbalancer_common::checksum::{finish, sum_bytes};
 use loadbalancer_common::net::{ethertype, protocol};
 use socket2::Type;
 
-use super::{NetworkError, frames};
+use super::netlink::NetworkError;
+use super::packet_socket;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// All nodes of the segment, as Ethernet and as IPv6 address (RFC 2464, section 7; RFC 4291, section 2.7.1).
@@ -17,6 +18,9 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const TIMES: usize = 3;
 
 /// Announces an address on an interface.
+///
+/// # Errors
+/// Nothing can be sent there.
 pub fn announce(ifindex: u32, mac: [u8; 6], vip: IpAddr) -> Result<(), NetworkError> {
     let frame = match vip {
         IpAddr::V4(vip) => gratuitous_arp(mac, vip),
@@ -75,7 +79,7 @@ fn unsolicited_advertisement(mac: [u8; 6], vip: Ipv6Addr) -> Vec<u8> {
 }
 
 fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    frames::socket(ifindex, Type::RAW, 0)?.send(frame)?;
+    packet_socket::socket(ifindex, Type::RAW, 0)?.send(frame)?;
     Ok(())
 }
 

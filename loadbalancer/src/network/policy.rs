@@ -4,14 +4,14 @@
 //! which has to take the same way.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
-use super::{Network, NetworkError};
+use super::netlink::{Network, NetworkError};
 
 /// What rules and routes of this program say that they are from (`proto` in `ip rule`); others use numbers up to 42 and
 /// 186 to 192 (linux/rtnetlink.h).
@@ -78,9 +78,9 @@ impl Network {
     async fn remove_rule(&self, mark: u32, is_v6: bool, rule: RuleMessage) -> Result<(), NetworkError> {
         self.handle.rule().del(rule).execute().await.map_err(failed("remove a rule of a channel"))?;
         let route = if is_v6 {
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().table_id(mark).protocol(PROTOCOL).build()
+            RouteMessageBuilder::<Ipv6Addr>::new().table_id(mark).protocol(PROTOCOL).build()
         } else {
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(mark).protocol(PROTOCOL).build()
+            RouteMessageBuilder::<Ipv4Addr>::new().table_id(mark).protocol(PROTOCOL).build()
         };
         // It may have gone with its interface.
         if let Err(error) = self.handle.route().del(route).execute().await {
@@ -119,7 +119,7 @@ fn failed(action: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
 fn message(route: &PolicyRoute, interface: u32) -> RouteMessage {
     match (route.router, route.source) {
         (IpAddr::V4(router), source) => {
-            let builder = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new()
                 .table_id(route.mark)
                 .protocol(PROTOCOL)
                 .output_interface(interface)
@@ -130,7 +130,7 @@ fn message(route: &PolicyRoute, interface: u32) -> RouteMessage {
             }
         }
         (IpAddr::V6(router), source) => {
-            let builder = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+            let builder = RouteMessageBuilder::<Ipv6Addr>::new()
                 .table_id(route.mark)
                 .protocol(PROTOCOL)
                 .output_interface(interface)

@@ -10,33 +10,33 @@
 //! The namespace has no name: it ends with this process, however that ends, and the kernel removes the pair with it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
+use decide::plan::header::PROBER_MTU;
 use loadbalancer_common::probe::MAC;
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
+use model::ids::stable_hash;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteScope, RouteType};
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::{Network, NetworkError, frames};
-use crate::dataplane::desired::identity;
+use super::ethtool::{Feature, set_feature};
+use super::netlink::Network;
+use super::netns::Namespace;
+use super::{interface, packet_socket, sysctl};
 
 /// Name of the inner end.
 const INNER: &str = "probe";
 /// Room for what any server answers on Ethernet.
-pub const MTU: u32 = 1500;
+const MTU: u32 = PROBER_MTU as u32;
 /// The loopback interface, in every namespace.
 const LOOPBACK: u32 = 1;
 /// Table of what comes in by the pair; the main table is for what goes out.
@@ -67,15 +67,12 @@ pub struct Prober(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    namespace: Namespace,
     interface: String,
     index: u32,
     inner_index: u32,
-    jobs: mpsc::Sender<Job>,
     addresses: watch::Sender<BTreeSet<IpAddr>>,
 }
-
-/// What the thread that lives in the namespace does.
-type Job = Box<dyn FnOnce() + Send>;
 
 impl PartialEq for Prober {
     fn eq(&self, other: &Self) -> bool {
@@ -87,7 +84,7 @@ impl Eq for Prober {}
 
 /// Name of the outer end, for the gateway that keeps its state below a directory.
 pub fn interface_name(pin_directory: &Path) -> String {
-    format!("lbprobe{:08x}", identity(&[pin_directory.as_os_str().as_encoded_bytes()]) as u32)
+    format!("lbprobe{:08x}", stable_hash(&[pin_directory.as_os_str().as_encoded_bytes()]) as u32)
 }
 
 impl Prober {
@@ -97,49 +94,42 @@ impl Prober {
     /// The kernel refuses something: there are no namespaces, or no veth, or rights are missing.
     pub async fn open(network: &Network, interface: &str) -> Result<Self, ProberError> {
         let failed = |action| move |source| ProberError { action, source };
-        let netlink = |action| move |source: rtnetlink::Error| ProberError { action, source: from_netlink(source) };
+        let refused = |action| move |source: rtnetlink::Error| ProberError { action, source: from_netlink(source) };
         network.remove_link(interface).await.map_err(|error| failed("remove an old pair")(io::Error::other(error)))?;
-        let (jobs, namespace) = start().await.map_err(failed("make a network namespace"))?;
+        let namespace = make_namespace().await.map_err(failed("make a network namespace"))?;
+        let descriptor = namespace.descriptor().await.map_err(failed("make a network namespace"))?;
         let inner =
-            LinkUnspec::new_with_name(INNER).address(MAC.to_vec()).mtu(MTU).setns_by_fd(namespace.as_raw_fd()).build();
+            LinkUnspec::new_with_name(INNER).address(MAC.to_vec()).mtu(MTU).setns_by_fd(descriptor.as_raw_fd()).build();
         let pair = LinkMessageBuilder::<LinkVeth>::new(interface, INNER).mtu(MTU);
         let pair = pair.set_info_data(InfoData::Veth(InfoVeth::Peer(inner))).build();
-        network.handle.link().add(pair).execute().await.map_err(netlink("make a pair of interfaces (veth)"))?;
+        network.handle.link().add(pair).execute().await.map_err(refused("make a pair of interfaces (veth)"))?;
         // The outer end is nobody's neighbour: it needs no addresses.
-        write_parameter(&format!("ipv6/conf/{interface}/disable_ipv6"), "1");
-        let index = crate::dataplane::kernel::interface_index(interface)
-            .map_err(|error| failed("find the outer interface")(io::Error::other(error)))?;
+        sysctl::try_write(&format!("ipv6/conf/{interface}/disable_ipv6"), "1");
+        let index =
+            interface::index(interface).map_err(|error| failed("find the outer interface")(io::Error::other(error)))?;
         let outer = LinkUnspec::new_with_index(index).up().build();
-        network.handle.link().change(outer).execute().await.map_err(netlink("bring up the outer interface"))?;
-        let runtime = tokio::runtime::Handle::current();
-        let (inner_index, connection, handle) = run(&jobs, move || -> io::Result<_> {
-            // An XDP program would find unfinished checksums, and packets larger than the link takes.
-            for feature in [TX_CHECKSUMS, TCP_SEGMENTATION, SEGMENTATION] {
-                set_feature(INNER, feature, false)?;
-            }
-            let _entered = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection()?;
-            let index = crate::dataplane::kernel::interface_index(INNER).map_err(io::Error::other)?;
-            Ok((index, connection, handle))
-        })
-        .await
-        .and_then(|result| result)
-        .map_err(failed("set up the inner interface"))?;
-        tokio::spawn(connection);
+        network.handle.link().change(outer).execute().await.map_err(refused("bring up the outer interface"))?;
+        let (inner_index, handle) = set_up_inner(&namespace).await.map_err(failed("set up the inner interface"))?;
         // All is one hop away, and takes any address: nobody is asked for one.
         let link = LinkUnspec::new_with_index(inner_index).arp(false).up().build();
-        handle.link().change(link).execute().await.map_err(netlink("bring up the inner interface"))?;
+        handle.link().change(link).execute().await.map_err(refused("bring up the inner interface"))?;
         // What an XDP program redirects here needs a program or GRO to be received. The kernel takes note of it only while the
         // interface is up (6.3 and later, `veth_set_features`).
-        run(&jobs, || set_feature(INNER, RECEIVE_MERGING, true))
+        namespace
+            .run(|| set_feature(INNER, Feature::ReceiveMerging, true))
             .await
             .and_then(|result| result)
             .map_err(failed("have the inner interface receive from XDP"))?;
-        set_routes(&handle, inner_index).await.map_err(netlink("set the routes of probes"))?;
-        set_inwards(&handle).await.map_err(netlink("have what comes in by the pair be local"))?;
+        set_routes(&handle, inner_index).await.map_err(refused("set the routes of probes"))?;
+        set_inwards(&handle).await.map_err(refused("have what comes in by the pair be local"))?;
         let (addresses, wanted) = watch::channel(BTreeSet::new());
         tokio::spawn(keep_addresses(handle, inner_index, wanted));
-        Ok(Self(Arc::new(Shared { interface: interface.to_owned(), index, inner_index, jobs, addresses })))
+        Ok(Self(Arc::new(Shared { namespace, interface: interface.to_owned(), index, inner_index, addresses })))
+    }
+
+    /// Where its sockets are.
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
     }
 
     /// Name of the outer end.
@@ -154,8 +144,8 @@ impl Prober {
 
     /// Whether the outer end is still there, and up.
     pub fn is_up(&self) -> bool {
-        let same = crate::dataplane::kernel::interface_index(self.interface()).is_ok_and(|index| index == self.index());
-        same && is_interface_up(self.interface())
+        let name = self.interface();
+        interface::index(name).is_ok_and(|index| index == self.index()) && interface::is_up(name)
     }
 
     /// The addresses that probes come from.
@@ -172,12 +162,12 @@ impl Prober {
     /// # Errors
     /// As when a socket listens.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        run(&self.0.jobs, move || {
+        let listen = move || {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             if address.is_ipv4() {
                 socket.set_ip_transparent_v4(true)?;
             } else {
-                set_transparent_v6(&socket)?;
+                socket.set_ip_transparent_v6(true)?;
             }
             socket.set_reuse_address(true)?;
             // Connections inherit both.
@@ -187,74 +177,52 @@ impl Prober {
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             Ok(socket.into())
-        })
-        .await?
+        };
+        self.0.namespace.run(listen).await?
     }
 
-    /// A socket in the namespace.
-    ///
-    /// # Errors
-    /// As when a socket is opened.
-    pub async fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
-        run(&self.0.jobs, move || Socket::new(domain, kind, protocol)).await?
-    }
-}
-
-impl Prober {
     /// A socket by which whole frames are sent through the pair, to the packet path.
     ///
     /// # Errors
     /// As when a socket is opened.
-    pub async fn frames(&self) -> io::Result<Socket> {
+    pub async fn packet_socket(&self) -> io::Result<Socket> {
         let inner_index = self.0.inner_index;
-        run(&self.0.jobs, move || {
-            let socket = frames::socket(inner_index, Type::RAW, 0)?;
-            // Frames go on at once; a queue in between would only add latency.
-            let on: libc::c_int = 1;
-            // SAFETY: the option takes an integer, which lives through the call.
-            Errno::result(unsafe {
-                libc::setsockopt(
-                    socket.as_raw_fd(),
-                    libc::SOL_PACKET,
-                    libc::PACKET_QDISC_BYPASS,
-                    (&raw const on).cast(),
-                    size_of::<libc::c_int>() as libc::socklen_t,
-                )
-            })?;
+        let open = move || {
+            let socket = packet_socket::socket(inner_index, Type::RAW, 0)?;
+            packet_socket::bypass_queue(&socket)?;
             Ok(socket)
-        })
-        .await?
+        };
+        self.0.namespace.run(open).await?
     }
 }
 
-/// Starts the thread that lives in a namespace of its own. It ends when nobody can give it anything to do.
-async fn start() -> io::Result<(mpsc::Sender<Job>, OwnedFd)> {
-    let (jobs, work) = mpsc::channel::<Job>();
-    let (told, namespace) = oneshot::channel();
-    thread::Builder::new().name("prober".to_owned()).spawn(move || {
-        let entered = || -> io::Result<OwnedFd> {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            for parameter in ["disable_ipv6", "accept_ra"] {
-                write_parameter(&format!("ipv6/conf/default/{parameter}"), "0");
-            }
-            Ok(File::open("/proc/thread-self/ns/net")?.into())
-        };
-        let entered = entered();
-        let works = entered.is_ok();
-        if told.send(entered).is_ok() && works {
-            work.iter().for_each(|job| job());
+async fn make_namespace() -> io::Result<Namespace> {
+    let namespace = Namespace::new("prober").await?;
+    let set_defaults = || {
+        for parameter in ["disable_ipv6", "accept_ra"] {
+            sysctl::try_write(&format!("ipv6/conf/default/{parameter}"), "0");
         }
-    })?;
-    Ok((jobs, namespace.await.map_err(io::Error::other)??))
+    };
+    namespace.run(set_defaults).await?;
+    Ok(namespace)
 }
 
-/// Has the thread do something.
-async fn run<T: Send + 'static>(jobs: &mpsc::Sender<Job>, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    let (told, result) = oneshot::channel();
-    // Whoever asked may have gone: a probe that ran out of time.
-    let job: Job = Box::new(move || drop(told.send(work())));
-    jobs.send(job).map_err(|_| io::Error::other("the thread has ended"))?;
-    result.await.map_err(io::Error::other)
+/// Index of the inner end, and netlink in its namespace.
+async fn set_up_inner(namespace: &Namespace) -> io::Result<(u32, Handle)> {
+    let runtime = tokio::runtime::Handle::current();
+    let set_up = move || -> io::Result<_> {
+        // An XDP program would find unfinished checksums, and packets larger than the link takes.
+        for feature in [Feature::TxChecksums, Feature::TcpSegmentation, Feature::Segmentation] {
+            set_feature(INNER, feature, false)?;
+        }
+        let _entered = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let index = interface::index(INNER).map_err(io::Error::other)?;
+        Ok((index, connection, handle))
+    };
+    let (index, connection, handle) = namespace.run(set_up).await??;
+    tokio::spawn(connection);
+    Ok((index, handle))
 }
 
 /// Everything is behind the inner end. The kernel removes these routes with the last address, so they are set again with
@@ -262,7 +230,7 @@ async fn run<T: Send + 'static>(jobs: &mpsc::Sender<Job>, work: impl FnOnce() ->
 async fn set_routes(handle: &Handle, inner_index: u32) -> Result<(), rtnetlink::Error> {
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(inner_index).scope(RouteScope::Link).build();
     handle.route().add(v4).replace().execute().await?;
-    if Path::new("/proc/sys/net/ipv6").exists() {
+    if sysctl::has_ipv6() {
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(inner_index).build();
         handle.route().add(v6).replace().execute().await?;
     }
@@ -279,26 +247,11 @@ async fn set_inwards(handle: &Handle) -> Result<(), rtnetlink::Error> {
         rule.action(RuleAction::ToTable)
     };
     rule().v4().execute().await?;
-    if Path::new("/proc/sys/net/ipv6").exists() {
+    if sysctl::has_ipv6() {
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().kind(RouteType::Local);
         handle.route().add(v6.table_id(INWARDS).output_interface(LOOPBACK).build()).replace().execute().await?;
         rule().v6().execute().await?;
     }
-    Ok(())
-}
-
-fn set_transparent_v6(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option takes an integer, which lives through the call.
-    Errno::result(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IPV6,
-            libc::IPV6_TRANSPARENT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    })?;
     Ok(())
 }
 
@@ -347,82 +300,10 @@ fn address_message(handle: &Handle, index: u32, address: IpAddr) -> AddressMessa
     request.message_mut().clone()
 }
 
-/// Sets what only makes less noise, where it can be set.
-fn write_parameter(path: &str, value: &str) {
-    if let Err(error) = fs::write(Path::new("/proc/sys/net").join(path), value) {
-        tracing::debug!(path, %error, "a parameter of the network stays as it is");
-    }
-}
-
 fn from_netlink(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(error) => error.to_io(),
         other => io::Error::other(other),
-    }
-}
-
-/// Legacy ethtool commands that set one feature each (linux/ethtool.h).
-const TX_CHECKSUMS: u32 = 0x17;
-const TCP_SEGMENTATION: u32 = 0x1f;
-const SEGMENTATION: u32 = 0x24;
-const RECEIVE_MERGING: u32 = 0x2c;
-const SIOCETHTOOL: libc::c_ulong = 0x8946;
-
-/// `struct ethtool_value`.
-#[repr(C)]
-struct EthtoolValue {
-    command: u32,
-    value: u32,
-}
-
-fn set_feature(interface: &str, command: u32, on: bool) -> io::Result<()> {
-    let mut value = EthtoolValue { command, value: u32::from(on) };
-    let mut request = request(interface);
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-    // SAFETY: `ifr_data` points to an `ethtool_value`, which outlives the call and is what the commands take.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
-    Ok(())
-}
-
-fn is_interface_up(interface: &str) -> bool {
-    let Ok(socket) = Socket::new(Domain::IPV4, Type::DGRAM, None) else {
-        // That says nothing of the interface.
-        return true;
-    };
-    let mut request = request(interface);
-    // SAFETY: the kernel fills in the flags of the interface that is named.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
-    // SAFETY: zero, or the flags that the kernel has filled in.
-    result == 0 && i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0
-}
-
-/// What is asked of an interface.
-fn request(interface: &str) -> libc::ifreq {
-    // SAFETY: all zeroes is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request
-}
-
-impl Network {
-    /// Removes an interface. False if there is none of that name.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub async fn remove_link(&self, name: &str) -> Result<bool, NetworkError> {
-        let Ok(index) = crate::dataplane::kernel::interface_index(name) else {
-            return Ok(false);
-        };
-        match self.handle.link().del(index).execute().await {
-            Ok(()) => Ok(true),
-            // Its other end was going away already.
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(false),
-            Err(source) => Err(NetworkError::Netlink { action: format!("remove {name}"), source }),
-        }
     }
 }
 

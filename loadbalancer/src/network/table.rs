@@ -10,7 +10,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
-use super::hop::Tag;
+use model::route::Tag;
 
 /// VLAN tags that a prebuilt header has room for.
 const MAX_TAGS: usize = 2;
@@ -85,8 +85,10 @@ impl Table {
         self.inner().links.values().find(|link| link.name == name).cloned()
     }
 
-    /// The interface below all VLANs, and their tags, outer first. The error names an interface and what it is that
-    /// cannot be used.
+    /// The interface below all VLANs, and their tags, outer first.
+    ///
+    /// # Errors
+    /// Names an interface, and what it is that cannot be used.
     pub fn below_vlans(&self, link: &Link) -> Result<(Link, Vec<Tag>), (String, &'static str)> {
         let mut tags = Vec::new();
         let mut lowest = link.clone();

@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
-use loadbalancer::admin::client;
-use loadbalancer::control::snapshot::Change;
-use loadbalancer_tests::support::hold::Protocol;
-use loadbalancer_tests::support::lab::vip4;
+use libtest_mimic::Trial;
+use loadbalancer::api::client;
+use loadbalancer::api::types::Change;
+use loadbalancer_tests::lab::vip4;
+use loadbalancer_tests::traffic::hold::Protocol;
 
 use super::world::Setup;
+
+pub fn trials() -> Vec<Trial> {
+    trials![no_flow_of_a_living_server_moves_in_a_thousand_changes,]
+}
 
 /// Changes that are made in all, over the modes.
 const CHANGES: usize = 1_000;
 
-#[test]
 fn no_flow_of_a_living_server_moves_in_a_thousand_changes() {
     let modes = ["nat", "dnat", "dsr-ipip", "dsr-l2"];
     let mut made = 0;

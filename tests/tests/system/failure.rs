@@ -2,16 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use loadbalancer_tests::support::events::{Side, wait_until};
-use loadbalancer_tests::support::hold::Protocol;
-use loadbalancer_tests::support::lab::vip4;
-use loadbalancer_tests::support::offload;
-use loadbalancer_tests::support::server::Live;
+use libtest_mimic::Trial;
+use loadbalancer::controller::status::ServerState;
+use loadbalancer_tests::lab::events::{Side, wait_until};
+use loadbalancer_tests::lab::offload;
+use loadbalancer_tests::lab::vip4;
+use loadbalancer_tests::traffic::hold::Protocol;
+use loadbalancer_tests::traffic::server::Live;
 use nix::sys::signal::Signal;
 
 use super::world::{SOON, Setup};
 
-#[test]
+pub fn trials() -> Vec<Trial> {
+    trials![
+        a_server_that_dies_gets_no_new_flows_and_comes_back,
+        live_flows_of_a_server_that_fails_its_checks_are_kept_or_reset_as_configured,
+        without_any_server_clients_are_refused_as_configured,
+        when_every_server_is_at_its_mark_new_flows_are_refused_until_one_ends,
+        a_link_that_goes_down_takes_its_server_out_until_it_is_back,
+        flows_go_on_when_a_link_is_back,
+        a_server_that_changes_its_mac_address_is_followed_within_a_second,
+        a_changed_next_hop_is_followed,
+        forwarding_survives_a_controller_that_is_killed,
+        a_terminated_controller_leaves_forwarding_or_removes_it_as_configured,
+        an_interface_that_is_made_anew_is_attached_again,
+    ]
+}
+
 fn a_server_that_dies_gets_no_new_flows_and_comes_back() {
     for mode in ["nat", "dsr-ipip"] {
         let mut world = Setup::new(mode).check().up();
@@ -29,17 +46,17 @@ fn a_server_that_dies_gets_no_new_flows_and_comes_back() {
         assert_eq!(held.moved(), []);
         world.servers[1].restart().expect("it starts again");
         world.gateway.wait_server("server2", "up").unwrap_or_else(|error| panic!("{error}"));
-        let report = world.requests(vip, 300);
-        assert!(report.share("server2") > 0.1, "{mode}: {:?}", report.by_server);
+        wait_until("it has a share again", 6 * SOON, || world.requests(vip, 300).share("server2") > 0.1)
+            .unwrap_or_else(|error| panic!("{mode}: {error}\n{}", world.tell()));
     }
 }
 
-#[test]
 fn live_flows_of_a_server_that_fails_its_checks_are_kept_or_reset_as_configured() {
     for (keys, kept) in [("on_server_down = \"keep\"\n", true), ("on_server_down = \"reset\"\n", false)] {
         for mode in ["nat", "dsr-ipip"] {
             let mut world = Setup::new(mode).check().with(|setup| setup.keys += keys).up();
-            let held = world.hold(vip4(1).into(), Protocol::Tcp, 20);
+            // That none is on it has a probability of 0.75^80 < 10^-9.
+            let held = world.hold(vip4(1).into(), Protocol::Tcp, 80);
             assert!(held.by_server().contains_key("server3"), "{:?}", held.by_server());
             // It refuses new connections, and serves the old ones.
             world.servers[2].stop(Live::Leave);
@@ -58,7 +75,6 @@ fn live_flows_of_a_server_that_fails_its_checks_are_kept_or_reset_as_configured(
     }
 }
 
-#[test]
 fn without_any_server_clients_are_refused_as_configured() {
     for (keys, refused) in [("refuse = \"reset\"\n", true), ("refuse = \"drop\"\n", false)] {
         let mut world = Setup::new("nat").check().with(|setup| setup.keys += keys).up();
@@ -66,14 +82,12 @@ fn without_any_server_clients_are_refused_as_configured() {
         for host in &world.lab.servers {
             world.gateway.wait_server(&host.name, "down").unwrap_or_else(|error| panic!("{error}"));
         }
-        let begun = Instant::now();
         let error = world.try_seen(0, vip4(1).into()).expect_err("nobody is there");
-        assert_eq!(begun.elapsed() < Duration::from_secs(1), refused, "{error}");
+        assert_eq!(error.contains("refused"), refused, "{error}");
         assert!(world.outcome("no_server") > 0);
     }
 }
 
-#[test]
 fn when_every_server_is_at_its_mark_new_flows_are_refused_until_one_ends() {
     for mode in ["nat", "dsr-ipip"] {
         let world = Setup::new(mode).with(|setup| setup.server_keys = ["high_water = 2"; 4]).up();
@@ -89,7 +103,6 @@ fn when_every_server_is_at_its_mark_new_flows_are_refused_until_one_ends() {
     }
 }
 
-#[test]
 fn a_link_that_goes_down_takes_its_server_out_until_it_is_back() {
     let world = Setup::new("nat").check().up();
     let vip = vip4(1).into();
@@ -99,7 +112,7 @@ fn a_link_that_goes_down_takes_its_server_out_until_it_is_back() {
         .gateway
         .wait("server1 is out", |snapshot| {
             let server = &snapshot.services[0].servers[0];
-            server.state == "unreachable" || server.state == "down"
+            matches!(server.state, ServerState::Unreachable | ServerState::Down)
         })
         .unwrap_or_else(|error| panic!("{error}"));
     let report = world.requests(vip, 200);
@@ -108,12 +121,11 @@ fn a_link_that_goes_down_takes_its_server_out_until_it_is_back() {
     assert!(status.contains("server1: native XDP, but it is down, or has no carrier"), "{status}");
     world.lab.servers[0].link_up(Side::Far).expect("up");
     world.gateway.wait_server("server1", "up").unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
-    let report = world.requests(vip, 200);
-    assert!(report.by_server.contains_key("server1"), "{:?}", report.by_server);
+    wait_until("it gets requests again", 6 * SOON, || world.requests(vip, 200).by_server.contains_key("server1"))
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
 }
 
 /// Also if the interface itself is taken down, and its routes with it: the server sends again before all is as it was.
-#[test]
 fn flows_go_on_when_a_link_is_back() {
     for mode in ["nat", "dnat", "dsr-ipip"] {
         for down in [Duration::from_millis(300), Duration::from_secs(2)] {
@@ -133,7 +145,6 @@ fn flows_go_on_when_a_link_is_back() {
     }
 }
 
-#[test]
 fn a_server_that_changes_its_mac_address_is_followed_within_a_second() {
     for mode in ["nat", "dsr-l2", "dsr-ipip"] {
         let world = Setup::new(mode).up();
@@ -146,7 +157,6 @@ fn a_server_that_changes_its_mac_address_is_followed_within_a_second() {
     }
 }
 
-#[test]
 fn a_changed_next_hop_is_followed() {
     let world = Setup::new("dsr-ipip").up();
     // server1's address is now reached through server2, which forwards to nobody: its flows stop, and go on when the
@@ -155,13 +165,12 @@ fn a_changed_next_hop_is_followed() {
     let [first, second] = [0, 1].map(|index| world.lab.servers[index].addresses.ipv4);
     let gateway = &world.lab.gateway.namespace;
     gateway.ip(&[format!("route add {first}/32 via {second}")]).expect("added");
-    wait_until("the path changes", Duration::from_secs(2), || world.gateway.log().matches("way found").count() > 4)
+    wait_until("the path changes", SOON, || world.gateway.log().matches("way found").count() > 4)
         .unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
     gateway.ip(&[format!("route del {first}/32 via {second}")]).expect("removed");
     world.assert_held(&held);
 }
 
-#[test]
 fn forwarding_survives_a_controller_that_is_killed() {
     for mode in ["nat", "dnat", "dsr-ipip"] {
         let mut world = Setup::new(mode).check().up();
@@ -179,7 +188,6 @@ fn forwarding_survives_a_controller_that_is_killed() {
     }
 }
 
-#[test]
 fn a_terminated_controller_leaves_forwarding_or_removes_it_as_configured() {
     let mut world = Setup::new("nat").up_with("on_stop = \"keep\"");
     let vip = vip4(1).into();
@@ -204,7 +212,6 @@ fn a_terminated_controller_leaves_forwarding_or_removes_it_as_configured() {
     assert!(!String::from_utf8_lossy(&links.stdout).contains("xdp"), "no program is left");
 }
 
-#[test]
 fn an_interface_that_is_made_anew_is_attached_again() {
     let world = Setup::new("nat").check().up();
     let vip = vip4(1).into();
@@ -232,7 +239,7 @@ fn an_interface_that_is_made_anew_is_attached_again() {
         .expect("made anew");
     offload::switch_off(host.namespace(), &["eth0"]).expect("switched off");
     offload::switch_off(&gateway.namespace, &["server1"]).expect("switched off");
-    host.set_receive(Some(loadbalancer_tests::support::xdp::Receive::Pass)).expect("attached");
+    host.set_receive(Some(loadbalancer_tests::lab::xdp::Receive::Pass)).expect("attached");
     wait_until("server1 answers through the gateway", SOON, || {
         let report = world.load(vip, |load| load.max_requests = 40).wait();
         report.failed() == 0 && report.by_server.contains_key("server1")

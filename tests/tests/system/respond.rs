@@ -6,16 +6,29 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use loadbalancer::queue::report::Report;
-use loadbalancer_tests::support::events::{Side, wait_until};
-use loadbalancer_tests::support::hold::{Held, Protocol};
-use loadbalancer_tests::support::lab::{vip4, vip6};
-use loadbalancer_tests::support::runtime::Runtime;
-use loadbalancer_tests::support::server::Live;
+use libtest_mimic::Trial;
+use loadbalancer::api::types::QueueReport;
+use loadbalancer_tests::lab::events::{Side, wait_until};
+use loadbalancer_tests::lab::runtime::Runtime;
+use loadbalancer_tests::lab::{vip4, vip6};
+use loadbalancer_tests::traffic::hold::{Held, Protocol};
+use loadbalancer_tests::traffic::server::Live;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 
 use super::world::{SOON, Setup, World, both};
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        who_has_waited_for_too_long_is_told_so_in_every_mode_and_family,
+        both_families_of_a_service_have_a_responder,
+        a_large_page_arrives_whole_over_a_narrow_link,
+        a_client_that_asks_nothing_is_closed_and_does_not_keep_others_from_an_answer,
+        of_very_many_clients_some_are_closed_at_once_and_then_all_is_well_again,
+        clients_that_stay_on_a_server_do_not_stay_with_the_responder,
+        the_responder_follows_the_configuration_and_outlives_no_controller,
+    ]
+}
 
 const MODES: [&str; 5] = ["nat", "dnat", "dsr-l2", "dsr-ipip", "dsr-gue"];
 const PAGE: &str = "<p>Please come back in a moment.</p>\n";
@@ -94,7 +107,7 @@ fn assert_told(world: &World, vip: IpAddr, page: &str) {
 }
 
 fn ended(world: &World, how: &str) -> u64 {
-    let report: Report = serde_json::from_str(&world.gateway.ask(&["queue", "--json"])).expect("a report");
+    let report: QueueReport = serde_json::from_str(&world.gateway.ask(&["queue", "--json"])).expect("a report");
     let classes = report.services.iter().flat_map(|service| &service.classes);
     classes.filter_map(|class| class.ends.get(how)).sum()
 }
@@ -113,7 +126,6 @@ fn interfaces(world: &World) -> Vec<String> {
     links.lines().filter(|line| line.contains(": lbprobe")).map(str::to_owned).collect()
 }
 
-#[test]
 fn who_has_waited_for_too_long_is_told_so_in_every_mode_and_family() {
     for mode in MODES {
         for vip in both() {
@@ -148,7 +160,6 @@ fn who_has_waited_for_too_long_is_told_so_in_every_mode_and_family() {
     }
 }
 
-#[test]
 fn both_families_of_a_service_have_a_responder() {
     for mode in ["nat", "dnat"] {
         let world = setup(mode, &both(), "").up();
@@ -166,7 +177,6 @@ fn both_families_of_a_service_have_a_responder() {
     world.assert_held(&held);
 }
 
-#[test]
 fn a_large_page_arrives_whole_over_a_narrow_link() {
     let large = "<p>wait</p>\n".repeat(5_000);
     for vip in both() {
@@ -182,7 +192,6 @@ fn a_large_page_arrives_whole_over_a_narrow_link() {
     }
 }
 
-#[test]
 fn a_client_that_asks_nothing_is_closed_and_does_not_keep_others_from_an_answer() {
     for mode in ["nat", "dsr-ipip"] {
         let vip = vip4(1).into();
@@ -206,7 +215,6 @@ fn a_client_that_asks_nothing_is_closed_and_does_not_keep_others_from_an_answer(
     }
 }
 
-#[test]
 fn of_very_many_clients_some_are_closed_at_once_and_then_all_is_well_again() {
     let vip = vip4(1).into();
     let world = setup("nat", &[vip], "").with(|setup| setup.keys += "max_entries = 5000\nmax_per_source = 5000\n").up();
@@ -238,7 +246,6 @@ fn of_very_many_clients_some_are_closed_at_once_and_then_all_is_well_again() {
     world.assert_held(&held);
 }
 
-#[test]
 fn clients_that_stay_on_a_server_do_not_stay_with_the_responder() {
     for mode in ["nat", "dnat", "dsr-ipip"] {
         let vip = vip4(1).into();
@@ -252,7 +259,6 @@ fn clients_that_stay_on_a_server_do_not_stay_with_the_responder() {
     }
 }
 
-#[test]
 fn the_responder_follows_the_configuration_and_outlives_no_controller() {
     for (mode, vip) in [("nat", IpAddr::from(vip4(1))), ("dnat", vip6(1).into()), ("dsr-gue", vip4(1).into())] {
         println!("{mode}");

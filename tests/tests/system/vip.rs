@@ -4,14 +4,26 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use loadbalancer::control::snapshot;
-use loadbalancer_tests::support::client::{Query, fetch};
-use loadbalancer_tests::support::events::wait_until;
-use loadbalancer_tests::support::lab::{vip4, vip6};
-use loadbalancer_tests::support::server::Live;
+use libtest_mimic::Trial;
+use loadbalancer::api::types::snapshot;
+use loadbalancer::controller::status::ServerState;
+use loadbalancer_tests::lab::events::wait_until;
+use loadbalancer_tests::lab::{vip4, vip6};
+use loadbalancer_tests::traffic::client::{Query, fetch};
+use loadbalancer_tests::traffic::server::Live;
 use nix::sys::signal::Signal;
 
 use super::world::{SOON, Setup, World};
+
+pub fn trials() -> Vec<Trial> {
+    trials![
+        a_check_through_the_vip_fails_where_the_data_path_is_broken_and_a_direct_one_would_not,
+        probes_reach_their_own_server_also_if_it_gets_no_flows,
+        a_probe_source_is_used_where_it_is_set,
+        datagrams_and_connections_are_asked_through_the_vip_as_well,
+        the_probers_interface_goes_and_comes_with_the_controller_and_the_checks,
+    ]
+}
 
 /// The mode, and whether servers and VIP have IPv6.
 const CASES: [(&str, bool); 9] = [
@@ -63,7 +75,6 @@ fn answers(world: &World, server: usize, ipv6: bool) -> bool {
     fetch(gateway, SocketAddr::new(addr, 80), &Query::get("/"), Duration::from_secs(3)).is_ok()
 }
 
-#[test]
 fn a_check_through_the_vip_fails_where_the_data_path_is_broken_and_a_direct_one_would_not() {
     for (mode, ipv6) in CASES {
         println!("{mode} {ipv6}");
@@ -82,7 +93,7 @@ fn a_check_through_the_vip_fails_where_the_data_path_is_broken_and_a_direct_one_
         assert!(reason.starts_with(&through), "{reason}");
         assert!(answers(&world, 1, ipv6), "{mode}");
         for other in [0, 2, 3] {
-            assert_eq!(server(&world, other).state, "up", "{mode}");
+            assert_eq!(server(&world, other).state, ServerState::Up, "{mode}");
         }
         let host = &world.lab.servers[1];
         match mode {
@@ -107,7 +118,6 @@ fn link_pin(world: &World, interface: &str) -> std::path::PathBuf {
     version.join(format!("link-{interface}"))
 }
 
-#[test]
 fn probes_reach_their_own_server_also_if_it_gets_no_flows() {
     for (mode, ipv6) in [("nat", false), ("dnat", true), ("dsr-l2", false), ("dsr-ipip", true), ("dsr-gue", false)] {
         println!("{mode} {ipv6}");
@@ -145,7 +155,6 @@ fn wait_all_up_or_weightless(world: &World) {
     world.gateway.wait("all are checked", checked).unwrap_or_else(|error| panic!("{error}\n{}", world.tell()));
 }
 
-#[test]
 fn a_probe_source_is_used_where_it_is_set() {
     // IPv6 tunnels for an IPv4 VIP; and an address that all but the first server have beyond their gateway.
     for (mode, ipv6) in [("dsr-ipip", true), ("dnat", false)] {
@@ -174,7 +183,6 @@ fn a_probe_source_is_used_where_it_is_set() {
     }
 }
 
-#[test]
 fn datagrams_and_connections_are_asked_through_the_vip_as_well() {
     const UDP: &str = "type = \"udp\", send = \"ping\", contains = \"ping\"";
     for kind in [UDP, "type = \"tcp\", port = 7"] {
@@ -183,14 +191,13 @@ fn datagrams_and_connections_are_asked_through_the_vip_as_well() {
             wait_all_up(&world);
             world.servers[2].stop(Live::Reset);
             wait(&world, 2, "down");
-            assert!([0, 1, 3].iter().all(|index| server(&world, *index).state == "up"), "{kind} {mode}");
+            assert!([0, 1, 3].iter().all(|index| server(&world, *index).state == ServerState::Up), "{kind} {mode}");
             world.servers[2].restart().expect("it starts again");
             wait(&world, 2, "up");
         }
     }
 }
 
-#[test]
 fn the_probers_interface_goes_and_comes_with_the_controller_and_the_checks() {
     for (mode, ipv6) in [("nat", false), ("dsr-ipip", false)] {
         let setup = checked(mode, ipv6, HTTP);

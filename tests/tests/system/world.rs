@@ -4,15 +4,16 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use loadbalancer_tests::support::client::{Query, fetch};
-use loadbalancer_tests::support::gateway::Gateway;
-use loadbalancer_tests::support::hold::{Held, Hold, Protocol};
-use loadbalancer_tests::support::host::Host;
-use loadbalancer_tests::support::http::Seen;
-use loadbalancer_tests::support::lab::{Lab, vip4, vip6};
-use loadbalancer_tests::support::load::{Load, LoadReport, RunningLoad};
-use loadbalancer_tests::support::plan::{Addresses, LabConfig, Topology};
-use loadbalancer_tests::support::server::{Ports, Server};
+use loadbalancer_tests::chance;
+use loadbalancer_tests::lab::gateway::Gateway;
+use loadbalancer_tests::lab::host::Host;
+use loadbalancer_tests::lab::plan::{Addresses, LabConfig, Topology};
+use loadbalancer_tests::lab::{Lab, vip4, vip6};
+use loadbalancer_tests::traffic::client::{Query, fetch};
+use loadbalancer_tests::traffic::hold::{Held, Hold, Protocol};
+use loadbalancer_tests::traffic::http::Seen;
+use loadbalancer_tests::traffic::load::{Load, LoadReport, RunningLoad};
+use loadbalancer_tests::traffic::server::{Ports, Server};
 
 pub const SOON: Duration = Duration::from_secs(10);
 
@@ -39,8 +40,8 @@ pub struct Setup {
     /// Added to each server's address, as `:8080`.
     pub server_port: Option<u16>,
     pub lab: LabConfig,
-    /// Keys of each channel, if the lab has channels.
-    pub channel_keys: String,
+    /// Keys of `[quality.channels]`.
+    pub channel_quality: &'static str,
     /// So many of the last servers are standby servers.
     pub standby: usize,
     /// Keys of `[standby]`.
@@ -60,7 +61,7 @@ impl Setup {
             ports: Ports::default(),
             server_port: None,
             lab: LabConfig { topology, ..LabConfig::default() },
-            channel_keys: String::new(),
+            channel_quality: "",
             standby: 0,
             standby_keys: String::new(),
             http_only: false,
@@ -98,15 +99,14 @@ impl Setup {
             let next_hop = channel.next_hop.as_ref().map(|router| format!("next_hop = {}\n", both(router)));
             writeln!(
                 text,
-                "[[channel]]\nname = {0:?}\ninterface = {0:?}\n{1}source = {2}\n{3}",
+                "[[channel]]\nname = {0:?}\ninterface = {0:?}\n{1}source = {2}",
                 channel.name,
                 next_hop.unwrap_or_default(),
-                both(&channel.source),
-                self.channel_keys
+                both(&channel.source)
             )
             .expect("written");
         }
-        text + &services
+        format!("{text}{services}\n[quality.channels]\n{}\n", self.channel_quality)
     }
 
     pub fn services_of(&self, hosts: &[&Host]) -> String {
@@ -237,13 +237,34 @@ impl World {
             target: SocketAddr::new(vip, 7),
             protocol,
             flows,
-            every: Duration::from_millis(10),
-            timeout: if protocol == Protocol::Udp { Duration::from_millis(200) } else { SOON },
+            // No more than 2,000 a second in all.
+            every: Duration::from_millis(10).max(flows as u32 * Duration::from_micros(500)),
+            // A flow over a way that loses some is slow, not broken.
+            timeout: if protocol == Protocol::Udp { Duration::from_millis(200) } else { 6 * SOON },
             max_time: Duration::from_secs(120),
         };
         let held = hold.start(self.lab.clients[1].namespace()).unwrap_or_else(|error| panic!("{error}"));
         held.wait_exchanges(2, SOON).unwrap_or_else(|error| panic!("{error}\n{}", self.tell()));
         held
+    }
+
+    /// How often a client's kernel has sent a first packet again, as nothing had come back for a second (RFC 6298). It tells what
+    /// came at once, however busy the machine is.
+    pub fn sent_again(&self, client: usize) -> u64 {
+        let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
+        let text = self.lab.clients[client].namespace().run(read).expect("in the namespace").expect("procfs is there");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut counters = names.split_whitespace().zip(values.split_whitespace());
+        let (_, count) = counters.find(|(name, _)| *name == "TCPSynRetrans").expect("the kernel counts them");
+        count.parse().expect("a number")
+    }
+
+    /// The server answered as many requests as a share of them may be.
+    pub fn assert_share(&self, report: &LoadReport, server: &str, share: f64) {
+        let count = report.by_server.get(server).copied().unwrap_or_default();
+        let likely = chance::counts(report.ok, share);
+        assert!(likely.contains(&count), "{server}: {count} of {}, not {likely:?}\n{}", report.ok, self.tell());
     }
 
     pub fn assert_clean(&self, report: &LoadReport) {

@@ -2,8 +2,9 @@
 
 use ipnet::IpNet;
 
-use super::super::{Config, ConfigErrors, QueueClass};
+use super::super::{Config, ConfigErrors};
 use super::*;
+use decide::queue::classes::{Classes, QueueClass};
 
 /// Every key with its default.
 const ALL: &str = "[queue]

@@ -1,0 +1,5 @@
+//! How packets reach servers and come back, a file for each kind.
+
+pub mod dsr;
+pub mod dnat;
+pub mod nat;

@@ -1,0 +1,45 @@
+//! Files that the configuration names. They are read with it, so that a wrong one changes nothing.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::units::size;
+
+/// Where relative names lead to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::config) struct Files<'a> {
+    /// That of the configuration file; none: the configuration is no file, and names are taken as they are.
+    pub directory: Option<&'a Path>,
+}
+
+impl Files<'_> {
+    /// The whole of a file of so many bytes at most.
+    ///
+    /// # Errors
+    /// Message and help.
+    pub fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, (String, String)> {
+        let path = self.directory.map_or_else(|| PathBuf::from(name), |directory| directory.join(name));
+        let failed = |error: io::Error| {
+            let help = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "give its path from the root, or from the directory of the configuration file"
+                }
+                io::ErrorKind::PermissionDenied => "make it readable for the user that runs this",
+                _ => "check the path",
+            };
+            (format!("cannot read {}: {error}", path.display()), help.to_owned())
+        };
+        // A pipe or a device may have no end, or never begin.
+        if !fs::metadata(&path).map_err(failed)?.is_file() {
+            return Err((format!("{} is no plain file", path.display()), "name one".to_owned()));
+        }
+        let mut bytes = Vec::new();
+        File::open(&path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
+        if bytes.len() as u64 > most {
+            let message = format!("{} has more than {}", path.display(), size(most));
+            return Err((message, "make it smaller".to_owned()));
+        }
+        Ok(bytes)
+    }
+}
