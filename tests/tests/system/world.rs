@@ -106,7 +106,12 @@ impl Setup {
             )
             .expect("written");
         }
-        format!("{text}{services}\n[quality.channels]\n{}\n", self.channel_quality)
+        // Two services of one file may not both bring the table.
+        let quality = match self.channel_quality {
+            "" => String::new(),
+            keys => format!("\n[quality.channels]\n{keys}\n"),
+        };
+        format!("{text}{services}{quality}")
     }
 
     pub fn services_of(&self, hosts: &[&Host]) -> String {
