@@ -42,7 +42,8 @@ pub fn offset(frame: &Frame, l4: u16) -> u32 {
     if place == 0 {
         return 0;
     }
-    let now = (clock::coarse_ns() >> TICK_SHIFT) as u32;
+    // The coarse clock stands still for some milliseconds, in which a port may come back.
+    let now = (clock::precise_ns() >> TICK_SHIFT) as u32;
     frame.load::<u32>(place).map_or(0, |value| now.wrapping_sub(u32::from_be(value)))
 }
 

@@ -182,7 +182,7 @@ fn newer(family: Family) -> Result<()> {
         let (_, by) = open(&mut world, family, service, sport, clock)?;
         let moved = clock.wrapping_add(by);
         if let Some(last) = last {
-            ensure!(moved.wrapping_sub(last) < 1 << 31, "{moved} came after {last}");
+            ensure!((1..1 << 31).contains(&moved.wrapping_sub(last)), "{moved} came after {last}");
         }
         last = Some(moved);
     }
