@@ -15,9 +15,10 @@ use super::through_vips::VipProbes;
 use super::{channels, interfaces, quality, targets};
 use crate::config::{Config, Interface, XdpMode};
 use crate::dataplane::clock::ticks_now;
-use crate::health::{Answer, CheckSpec, Checker, Part, ProbeKey, ProbeReport, Via};
+use crate::health::{Answer, CheckSpec, Checker, Part, ProbeError, ProbeKey, ProbeReport, Transition, Via};
 use crate::network::prober::{Prober, interface_name};
 use decide::plan::desired::DesiredProbe;
+use decide::quality::signal::SelfReport;
 
 pub struct Checks {
     checker: Checker,
@@ -137,20 +138,19 @@ impl Checks {
 
     fn on_report(&mut self, report: &ProbeReport, shared: &mut Shared) -> Changed {
         let id = report.key.server;
-        let Some(state) = shared.registry.server(id) else { return Changed::NOTHING };
-        match report.key.part {
+        let Some(state) = shared.registry.server_mut(id) else { return Changed::NOTHING };
+        let news = match report.key.part {
             // That says nothing of the server.
-            Part::Check if report.result.is_err() && state.suspect_channel => Changed::NOTHING,
-            Part::Check | Part::Agent => {
-                let name = shared.registry.name_of(id);
-                let Some(state) = shared.registry.server_mut(id) else { return Changed::NOTHING };
-                Changed::plan(match report.key.part {
-                    Part::Check => on_check(state, &name, report),
-                    _ => on_agent(state, &name, report),
-                })
-            }
-            Part::Monitor(_) | Part::Channel(_) => Changed::NOTHING,
+            Part::Check if report.result.is_err() && state.suspect_channel => return Changed::NOTHING,
+            Part::Check => on_check(state, report),
+            Part::Agent => on_agent(state, report),
+            Part::Monitor(_) | Part::Channel(_) => return Changed::NOTHING,
+        };
+        // Most reports have none, and a name is looked for among all servers.
+        if news.is_told() {
+            news.tell(&shared.registry.name_of(id), report);
         }
+        Changed::plan(news.changed)
     }
 }
 
@@ -198,46 +198,63 @@ impl Component for Checks {
     }
 }
 
-/// Takes the result of a check. True: the server's health is not what it was.
-fn on_check(state: &mut ServerState, name: &str, report: &ProbeReport) -> bool {
-    let Some(health) = &mut state.health else { return false };
+/// What a report says that was not known before.
+#[derive(Default)]
+struct News {
+    /// The plan depends on it.
+    changed: bool,
+    health: Option<Transition>,
+    agent_failure: Option<ProbeError>,
+    self_report: Option<SelfReport>,
+}
+
+impl News {
+    fn is_told(&self) -> bool {
+        self.health.is_some() || self.agent_failure.is_some() || self.self_report.is_some()
+    }
+
+    fn tell(&self, server: &str, report: &ProbeReport) {
+        if let Some(transition) = &self.health {
+            let (from, to) = (transition.from.label(), transition.to.label());
+            match &report.result {
+                Err(reason) => tracing::warn!(server, from, to, %reason, "health changed"),
+                Ok(_) => tracing::info!(server, from, to, "health changed"),
+            }
+        }
+        if let Some(error) = &self.agent_failure {
+            tracing::warn!(server, %error, "its agent could not be asked; what it said before stays");
+        }
+        if let Some(said) = &self.self_report {
+            tracing::info!(server, state = ?said.state, percent = said.weight_percent, "its agent says");
+        }
+    }
+}
+
+/// Takes the result of a check.
+fn on_check(state: &mut ServerState, report: &ProbeReport) -> News {
+    let Some(health) = &mut state.health else { return News::default() };
     let result = report.result.as_ref().map(|answer| answer.latency);
     let transition = health.observe(result.map_err(Clone::clone), report.at);
     let now = health.health();
-    if let Some(transition) = transition {
-        let (from, to) = (transition.from.label(), transition.to.label());
-        match &report.result {
-            Err(reason) => tracing::warn!(server = %name, from, to, %reason, "health changed"),
-            Ok(_) => tracing::info!(server = %name, from, to, "health changed"),
-        }
-    }
     // What an earlier controller knew stands until this one knows better.
-    if now == Health::Unknown || state.status.health == Some(now) {
-        return false;
+    let changed = now != Health::Unknown && state.status.health != Some(now);
+    if changed {
+        if now == Health::Down || state.status.health == Some(Health::Down) {
+            state.suspect_since = Some(ticks_now());
+        }
+        state.status.health = Some(now);
     }
-    if now == Health::Down || state.status.health == Some(Health::Down) {
-        state.suspect_since = Some(ticks_now());
-    }
-    state.status.health = Some(now);
-    true
+    News { changed, health: transition, ..News::default() }
 }
 
-/// Takes what an agent says. True: it says something else than before.
-fn on_agent(state: &mut ServerState, name: &str, report: &ProbeReport) -> bool {
+/// Takes what an agent says.
+fn on_agent(state: &mut ServerState, report: &ProbeReport) -> News {
     let before = quality::self_report(state.agent.report());
     let failed = state.agent.last_failure().is_some();
     let said = report.result.clone().map(|Answer { report, .. }| report.map_or_else(Default::default, |said| *said));
-    let first_failure = said.as_ref().err().filter(|_| !failed).cloned();
+    let agent_failure = said.as_ref().err().filter(|_| !failed).cloned();
     state.agent.observe(said, report.at);
     let now = quality::self_report(state.agent.report());
-    if now == before && first_failure.is_none() {
-        return false;
-    }
-    if let Some(error) = first_failure {
-        tracing::warn!(server = %name, %error, "its agent could not be asked; what it said before stays");
-    }
-    if now.state != before.state || now.weight_percent != before.weight_percent {
-        tracing::info!(server = %name, state = ?now.state, percent = now.weight_percent, "its agent says");
-    }
-    now != before
+    let differs = now.state != before.state || now.weight_percent != before.weight_percent;
+    News { changed: now != before, agent_failure, self_report: differs.then_some(now), ..News::default() }
 }

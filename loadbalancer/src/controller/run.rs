@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::chores::{self, Chore, Worker, vip_interface};
 use super::component::TICK;
@@ -17,7 +17,7 @@ use super::start::{OWN_PINS, has_own_pins, load, mount_bpf_fs, raise_open_files,
 use crate::config::{Config, OnStop};
 use crate::dataplane::pins::{lock_pins, pinned_interfaces, remove_link};
 use crate::dataplane::reconcile::Reconciler;
-use crate::health::ProbeReport;
+use crate::health::{ProbeReport, schedule};
 use crate::network::resolver::{self, Targets};
 use crate::network::{Network, interface};
 use model::route::Resolved;
@@ -28,6 +28,8 @@ use super::standby::HookDone;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Reports of checks that may wait; more slow the checks down.
 const REPORTS: usize = 1024;
+/// Reports are taken together, so long after the last ones: to wake up for one costs more than to take it.
+const GATHER: Duration = schedule::BATCH;
 /// Requests, and things done about the network, that may wait to be taken.
 const REQUESTS: usize = 64;
 
@@ -122,13 +124,14 @@ async fn follow_events(controller: &mut Controller, inbox: &mut Inbox) -> Result
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut gathered = Instant::now();
     loop {
         let event = tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hang_up.recv() => Event::Reload,
             Some(resolved) = inbox.resolved.recv() => Event::Resolved(resolved),
-            Some(report) = inbox.reports.recv() => Event::Report(report),
+            Some(report) = report_from(&mut inbox.reports, gathered) => Event::Report(report),
             Some(done) = inbox.hooks.recv() => Event::Hook(done),
             Some(event) = inbox.done.recv() => event,
             Some(request) = inbox.requests.recv() => Event::Request(request),
@@ -143,6 +146,7 @@ async fn follow_events(controller: &mut Controller, inbox: &mut Inbox) -> Result
         }
         let mut changed = controller.take(event);
         // Reports that wait are part of the same change.
+        gathered = Instant::now() + GATHER;
         while let Ok(report) = inbox.reports.try_recv() {
             changed |= controller.take(Event::Report(report));
         }
@@ -151,6 +155,12 @@ async fn follow_events(controller: &mut Controller, inbox: &mut Inbox) -> Result
             notify(&[sd_notify::NotifyState::Ready]);
         }
     }
+}
+
+/// The next report, not before a moment.
+async fn report_from(reports: &mut mpsc::Receiver<ProbeReport>, moment: Instant) -> Option<ProbeReport> {
+    sleep_until(moment).await;
+    reports.recv().await
 }
 
 async fn stop(mut controller: Controller, worker: JoinHandle<chores::Left>) -> Result<()> {
