@@ -7,6 +7,7 @@
 pub mod ids;
 pub mod address;
 pub mod mode;
+pub mod weight;
 pub mod health;
 pub mod route;
 pub mod time;

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -17,6 +18,8 @@ use super::types::{
     API_VERSION, Change, Changed, ChannelsReport, Failure, QualityReport, QueueReport, Snapshot, StandbyReport,
 };
 
+/// What a name of a server is encoded to in a path: else `web1?` would be `web1`.
+const NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'_').remove(b'-').remove(b':');
 const TIME_OUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +88,7 @@ pub async fn standby(socket: &Path) -> Result<StandbyReport, ClientError> {
 /// # Errors
 /// As [`snapshot`]; the controller refuses if it has no such server, or several.
 pub async fn change(socket: &Path, server: &str, change: &Change) -> Result<String, ClientError> {
+    let server = percent_encoding::utf8_percent_encode(server, NAME);
     let changed: Changed = call(socket, Method::POST, &format!("servers/{server}"), change).await?;
     Ok(changed.server)
 }

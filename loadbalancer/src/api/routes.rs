@@ -1,6 +1,7 @@
 //! The requests of the admin interface, in one table: what is dispatched, what is refused, and what `docs/operations.md`
 //! tells.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -8,6 +9,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request as HttpRequest, StatusCode};
+use model::weight::MAX_WEIGHT;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
@@ -156,10 +159,17 @@ impl Call {
 
     async fn change(self) -> Answer {
         let change: Change = match read(self.body).await {
+            Ok(Change::Weight(weight)) if weight > MAX_WEIGHT => {
+                let error = format!("no weight: {weight}\nhelp: choose a number from 0 to {MAX_WEIGHT}");
+                return failure(StatusCode::BAD_REQUEST, error);
+            }
             Ok(change) => change,
             Err(error) => return failure(StatusCode::BAD_REQUEST, error),
         };
-        match ask(&self.requests, |reply| Request::Change(self.rest, change.into(), reply)).await {
+        let Ok(server) = percent_decode_str(&self.rest).decode_utf8().map(Cow::into_owned) else {
+            return failure(StatusCode::BAD_REQUEST, format!("{} is no name in UTF-8", self.rest));
+        };
+        match ask(&self.requests, |reply| Request::Change(server, change.into(), reply)).await {
             Some(Ok(server)) => json(StatusCode::OK, &Changed { server }),
             Some(Err(error)) => failure(StatusCode::NOT_FOUND, error),
             None => stopping(),

@@ -3,9 +3,9 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
@@ -23,6 +23,8 @@ pub enum AdminError {
         .0.display()
     )]
     Taken(PathBuf),
+    #[error("{} is there, and no socket\nhelp: move it away, or name another file as `socket` in [admin]", .0.display())]
+    NoSocket(PathBuf),
     #[error("cannot listen on {}: {source}\nhelp: correct `socket` in [admin]; its directory must exist", path.display())]
     Bind { path: PathBuf, source: io::Error },
 }
@@ -50,7 +52,7 @@ impl AdminListener {
     pub async fn bind(admin: &Admin) -> Result<Self, AdminError> {
         let path = admin.socket.clone();
         let failed = |source| AdminError::Bind { path: path.clone(), source };
-        if path.exists() {
+        if is_socket(&path)? {
             match BlockingStream::connect(&path) {
                 Ok(_) => return Err(AdminError::Taken(path)),
                 Err(_) => fs::remove_file(&path).map_err(failed)?,
@@ -58,7 +60,7 @@ impl AdminListener {
         }
         // Bound under another name until its mode is set, so that nobody gets in between.
         let hidden = path.with_extension("new");
-        if hidden.exists() {
+        if is_socket(&hidden)? {
             fs::remove_file(&hidden).map_err(failed)?;
         }
         let listener = UnixListener::bind(&hidden).map_err(failed)?;
@@ -70,6 +72,19 @@ impl AdminListener {
     /// Passes requests on to the controller until the task ends.
     pub async fn serve(self, requests: mpsc::Sender<Request>) {
         serve("the admin socket", &self.listener, move |request| routes::answer(request, requests.clone())).await;
+    }
+}
+
+/// Whether there is a socket; false: nothing is there.
+///
+/// # Errors
+/// If something else is there, which is not ours to remove.
+fn is_socket(path: &Path) -> Result<bool, AdminError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(AdminError::NoSocket(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(AdminError::Bind { path: path.to_owned(), source }),
     }
 }
 
@@ -96,5 +111,68 @@ impl MetricsListener {
     /// Answers scrapes until the task ends.
     pub async fn serve(self, requests: mpsc::Sender<Request>) {
         serve("metrics", &self.0, move |request| metrics::answer(request, requests.clone())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+
+    use super::*;
+    use crate::api::client;
+    use crate::api::types::Change;
+
+    fn admin(name: &str) -> Admin {
+        let directory = env::temp_dir().join(format!("loadbalancer-admin-{}-{name}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory of its own");
+        Admin { socket: directory.join("admin.sock"), mode: 0o600 }
+    }
+
+    fn remove(admin: &Admin) {
+        fs::remove_dir_all(admin.socket.parent().expect("it has one")).expect("it is there");
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_place_of_the_socket_stays() {
+        for (name, taken) in [("socket", "admin.sock"), ("new", "admin.new")] {
+            let admin = admin(name);
+            let file = admin.socket.with_file_name(taken);
+            fs::write(&file, "of somebody else").expect("the directory is ours");
+            let error = AdminListener::bind(&admin).await.expect_err("it is a file").to_string();
+            assert!(error.contains("no socket") && error.contains(taken), "{error}");
+            assert_eq!(fs::read_to_string(&file).expect("it is there"), "of somebody else");
+            remove(&admin);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_is_replaced() {
+        let admin = admin("left");
+        drop(std::os::unix::net::UnixListener::bind(&admin.socket).expect("the directory is ours"));
+        drop(AdminListener::bind(&admin).await.expect("nobody answers there"));
+        assert!(!admin.socket.exists(), "it is removed in the end");
+        remove(&admin);
+    }
+
+    #[tokio::test]
+    async fn changes_come_with_the_name_as_it_was_given() {
+        let admin = admin("names");
+        let (sender, mut requests) = mpsc::channel(1);
+        let serving = tokio::spawn(AdminListener::bind(&admin).await.expect("nothing is there").serve(sender));
+        let controller = tokio::spawn(async move {
+            while let Some(Request::Change(server, _, reply)) = requests.recv().await {
+                drop(reply.send(Ok(server)));
+            }
+        });
+        for name in ["web/web1", "web1?x", "web1#x", "web1%20", "wéb/1 2", "../snapshot"] {
+            let changed = client::change(&admin.socket, name, &Change::Drain).await.expect("it is answered");
+            assert_eq!(changed, name);
+        }
+        client::change(&admin.socket, "web1", &Change::Weight(1_000)).await.expect("it is the largest");
+        let error = client::change(&admin.socket, "web1", &Change::Weight(1_001)).await.expect_err("it is too large");
+        assert!(error.to_string().contains("0 to 1000"), "{error}");
+        serving.abort();
+        controller.abort();
+        remove(&admin);
     }
 }

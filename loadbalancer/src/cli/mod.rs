@@ -27,6 +27,7 @@ use loadbalancer::config::{self, Config, ConfigErrors};
 use loadbalancer::dataplane::pins::{lock_pins, remove_pin_root, remove_pins};
 use loadbalancer::network::Network;
 use loadbalancer::network::prober::interface_name;
+use model::weight::MAX_WEIGHT;
 use serde::Serialize;
 
 use common::{PINS, ReportArgs, ShowArgs, SocketArgs, WatchArgs, block_on, need_root};
@@ -129,7 +130,7 @@ enum BackendCommand {
         /// SERVICE/SERVER, or the server's name if only one service has it
         name: String,
         /// 0 to 1000; 0: no new flows
-        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000), allow_negative_numbers = true)]
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=i64::from(MAX_WEIGHT)), allow_negative_numbers = true)]
         weight: u16,
         #[command(flatten)]
         socket: SocketArgs,

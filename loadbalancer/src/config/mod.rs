@@ -40,7 +40,7 @@ pub use document::*;
 pub use schema::error::{ConfigError, ConfigErrors};
 
 use schema::error::Errors;
-use schema::files::Files;
+use schema::files::{Files, read_text};
 use schema::walk::{Section, Source};
 
 impl Config {
@@ -50,7 +50,7 @@ impl Config {
     /// Everything that is wrong with it.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
+        let text = read_text(path).map_err(|error| ConfigErrors::unreadable(&name, &error))?;
         Self::parse_with(&name, &text, Files { directory: path.parent() })
     }
 

@@ -312,6 +312,38 @@ fn addresses_and_defaults_are_read_as_meant() {
     assert_eq!(config.gateway.interfaces[0].xdp, XdpMode::Auto);
 }
 
+#[test]
+fn what_is_told_stays_short_and_printable() {
+    let of = |lines: &str| Config::parse("x", &service(lines)).expect_err("it is wrong").to_string();
+    let many = of(&"[[service.server]]\naddress = \"10.0.0.500\"\n".repeat(500));
+    assert!(many.len() < 20_000 && many.ends_with("and 480 more errors: mend these first"), "{many}");
+    // One line, all of it wrong.
+    let list = format!("sources = [{}]\n", "\"nowhere\", ".repeat(20_000));
+    assert!(of(&list).len() < 20_000, "{}", of(&list));
+    let long = of(&format!("mode = \"{}\"\n", "x".repeat(200_000)));
+    assert!(long.len() < 2_000, "{long}");
+    let hostile = of("mode = \"\\u001b[2J\\u0007\"\n");
+    assert!(hostile.chars().all(|c| c == '\n' || !c.is_control()), "{hostile:?}");
+    let elsewhere = of(&format!("mode = \"nat\"{}; x\n", " ".repeat(500)));
+    assert!(elsewhere.lines().all(|line| line.chars().count() < 200), "{elsewhere}");
+}
+
+#[test]
+fn what_is_proposed_for_a_number_is_what_stands_there() {
+    for (written, wanted) in [
+        ("\"7\"", "write weight = 7"),
+        ("2.9", "write weight = 2"),
+        ("nan", "write a number from 0 to 1000, without quotes"),
+        ("\"seven\"", "write a number from 0 to 1000, without quotes"),
+        ("\"-1\"", "write a number from 0 to 1000, without quotes"),
+        ("true", "write a number from 0 to 1000, without quotes"),
+    ] {
+        let lines = format!("[[service.server]]\naddress = \"10.0.0.1\"\nweight = {written}\n");
+        let errors = Config::parse("x", &service(&lines)).expect_err("it is wrong").to_string();
+        assert!(errors.contains(wanted), "{written}: {errors}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in r"(?s).{0,400}") {

@@ -6,6 +6,14 @@
 use std::fmt;
 use std::ops::Range;
 
+/// So many errors of a file are shown; with more, the file is rarely what it is taken for.
+const SHOWN: usize = 20;
+/// Characters of a line that are shown, and how many of them before the mark.
+const LINE: usize = 120;
+const BEFORE_MARK: usize = 40;
+/// Characters of a message that repeats what the file says.
+const MESSAGE: usize = 300;
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -16,8 +24,10 @@ pub struct ConfigError {
     pub column: usize,
     pub message: String,
     pub help: String,
-    /// The line in question.
+    /// The line in question, or the part of a long one.
     text: String,
+    /// Characters of it before those that are underlined.
+    before: usize,
     /// Characters that are underlined.
     length: usize,
 }
@@ -30,13 +40,16 @@ impl std::error::Error for ConfigErrors {}
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, error) in self.0.iter().enumerate() {
+        for (position, error) in self.0.iter().take(SHOWN).enumerate() {
             if position > 0 {
                 f.write_str("\n\n")?;
             }
             write!(f, "{error}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n\nand {more} more errors: mend these first"),
+        }
     }
 }
 
@@ -51,9 +64,39 @@ impl fmt::Display for ConfigError {
         let margin = " ".repeat(number.len());
         writeln!(f, "{margin}--> {}:{}:{}", self.file, self.line, self.column)?;
         writeln!(f, "{number} | {}", self.text)?;
-        writeln!(f, "{margin} | {}{}", " ".repeat(self.column - 1), "^".repeat(self.length))?;
+        writeln!(f, "{margin} | {}{}", " ".repeat(self.before), "^".repeat(self.length))?;
         write!(f, "{margin} = help: {}", self.help)
     }
+}
+
+/// A tab would shift the mark under the line, and other control characters are for terminals.
+fn printable(c: char) -> char {
+    match c {
+        '\t' => ' ',
+        _ if c.is_control() => char::REPLACEMENT_CHARACTER,
+        _ => c,
+    }
+}
+
+/// The part of a line around a mark, and how many characters of it are before the mark.
+fn excerpt(line: &str, mark: usize) -> (String, usize) {
+    let length = line.chars().count();
+    let skipped = if length > LINE { mark.saturating_sub(BEFORE_MARK) } else { 0 };
+    let mut shown = if skipped > 0 { "...".to_owned() } else { String::new() };
+    let before = mark - skipped + shown.len();
+    shown.extend(line.chars().skip(skipped).take(LINE).map(printable));
+    if length - skipped > LINE {
+        shown.push_str("...");
+    }
+    (shown, before)
+}
+
+fn shortened(message: &str) -> String {
+    let mut short: String = message.chars().take(MESSAGE).map(printable).collect();
+    if message.chars().nth(MESSAGE).is_some() {
+        short.push_str("...");
+    }
+    short
 }
 
 /// Collects errors while a file is read.
@@ -75,15 +118,17 @@ impl<'a> Errors<'a> {
         let line_text = self.text[line_start..].lines().next().unwrap_or_default();
         let line_end = line_start + line_text.len();
         let underlined = self.text[start..span.end.clamp(start, line_end.max(start))].chars().count();
+        let before = self.text[line_start..start].chars().count();
+        let (shown, before_mark) = excerpt(line_text, before);
         let error = ConfigError {
             file: self.name.to_owned(),
             line: self.line(start),
-            column: self.text[line_start..start].chars().count() + 1,
-            message: message.into(),
+            column: before + 1,
+            message: shortened(&message.into()),
             help: help.into(),
-            // A tab would shift the mark under the line.
-            text: line_text.replace('\t', " "),
-            length: underlined.max(1),
+            before: before_mark,
+            length: underlined.min(LINE.saturating_sub(before_mark)).max(1),
+            text: shown,
         };
         self.found.push((start, error));
     }
@@ -106,6 +151,7 @@ impl ConfigErrors {
             std::io::ErrorKind::NotFound => "check the path; `loadbalancer/examples` has files to start from",
             std::io::ErrorKind::PermissionDenied => "make it readable for the user that runs this",
             std::io::ErrorKind::InvalidData => "write it as UTF-8 text",
+            std::io::ErrorKind::FileTooLarge => "name the configuration; this is another file",
             _ => "check the path",
         };
         Self(vec![ConfigError {
@@ -115,6 +161,7 @@ impl ConfigErrors {
             message: format!("cannot read the configuration: {error}"),
             help: help.to_owned(),
             text: String::new(),
+            before: 0,
             length: 0,
         }])
     }

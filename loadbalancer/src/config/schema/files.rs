@@ -1,10 +1,13 @@
-//! Files that the configuration names. They are read with it, so that a wrong one changes nothing.
+//! The configuration as a file, and files that it names. They are read with it, so that a wrong one changes nothing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::units::size;
+
+/// No configuration has a longer text: 65,534 servers of 150 bytes each have 10 MB.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Where relative names lead to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,4 +45,17 @@ impl Files<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// Reads a configuration from a file or a pipe. What is larger is no configuration, and a device may have no end.
+///
+/// # Errors
+/// If it cannot be read, is no text, or is too long.
+pub(in crate::config) fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if length as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}", size(MOST_BYTES))));
+    }
+    Ok(text)
 }

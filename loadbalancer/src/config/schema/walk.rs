@@ -197,10 +197,18 @@ impl<'d, 'e> Section<'d, 'e> {
         let value = self.get(key)?;
         let (first, last) = (range.start(), range.end());
         let DeValue::Integer(number) = value.get_ref() else {
-            let float =
-                if let DeValue::Float(float) = value.get_ref() { float.as_str().parse::<f64>().ok() } else { None };
-            let near = float.map_or(*first, |float| (float as i64).clamp(*first, *last));
-            self.wrong_type(key, value, "a whole number", &format!("{key} = {near}"));
+            // What is proposed means what stands there, or it would be an outage to write it.
+            let meant = match value.get_ref() {
+                DeValue::String(text) => text.trim().parse().ok(),
+                DeValue::Float(float) => float.as_str().parse().ok(),
+                _ => None,
+            };
+            let meant = meant.filter(|number: &f64| number.is_finite()).map(|number| number as i64);
+            let proposal = match meant.filter(|number| range.contains(number)) {
+                Some(number) => format!("{key} = {number}"),
+                None => format!("a number from {first} to {last}, without quotes"),
+            };
+            self.wrong_type(key, value, "a whole number", &proposal);
             return None;
         };
         self.within(key, value.span(), number, &range)
@@ -279,7 +287,8 @@ impl<'d, 'e> Section<'d, 'e> {
             DeValue::Integer(number) => integer(number).map(|number| number as f64),
             DeValue::Float(number) => number.as_str().replace('_', "").parse().ok(),
             _ => {
-                self.wrong_type(key, value, "a number", &format!("{key} = {}", range.end()));
+                let proposal = format!("a number from {} to {}, without quotes", range.start(), range.end());
+                self.wrong_type(key, value, "a number", &proposal);
                 return None;
             }
         };
