@@ -50,7 +50,10 @@ pub struct WatchArgs {
 }
 
 pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?.block_on(future)
+    // Most of the processors are the packet path's; and each thread more costs checks wake-ups of the others.
+    let workers = std::thread::available_parallelism().map_or(1, |all| all.get().div_ceil(4));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(workers).enable_all().build().context("start the runtime")?.block_on(future)
 }
 
 /// Refuses whoever is not root.

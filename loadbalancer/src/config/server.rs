@@ -75,7 +75,12 @@ fn table(keys: Keys<ServerKeys>, example: &'static str, channels: Rc<[String]>) 
         .required("address = \"10.0.0.11:8080\"")
         .shown(example)
         .string("name", |it| &mut it.name, "web1", "In reports and commands. Without: its address.")
-        .number::<u16>("weight", |it| &mut it.weight, 0..=i64::from(MAX_WEIGHT), "Share of new flows, beside that of others. 0: none.")
+        .number::<u16>(
+            "weight",
+            |it| &mut it.weight,
+            0..=i64::from(MAX_WEIGHT),
+            "Share of new flows, beside that of others. 0: none.",
+        )
         .number::<u8>(
             "tier",
             |it| &mut it.tier,
