@@ -7,7 +7,8 @@ const HEAD: &str = "# Configuration
 
 Every key of the configuration, a TOML file. `loadbalancer check FILE` tells everything that is wrong with one, with its line
 and a fix; [full.toml](../loadbalancer/examples/full.toml) has every key with its default, and
-[schema.json](../loadbalancer/examples/schema.json) is for editors. `loadbalancer config` prints this page and both files.
+[schema.json](../loadbalancer/examples/schema.json) is for editors. `loadbalancer config` prints all three: `reference`, `example`,
+`schema`.
 
 - A time is a string with units: `\"500ms\"`, `\"30s\"`, `\"2h 4m\"`. A size is a number of bytes, or a string with a unit:
   `\"64MiB\"`, `\"10MB\"`.
