@@ -38,8 +38,10 @@ pub struct AdminListener {
 
 impl Drop for AdminListener {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, "the admin socket was gone already");
+        // What somebody has put in its place is not ours to remove.
+        let removed = is_socket(&self.path).is_ok_and(|it| it) && fs::remove_file(&self.path).is_ok();
+        if !removed {
+            tracing::debug!("the admin socket was gone already");
         }
     }
 }
@@ -151,6 +153,17 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&admin.socket).expect("the directory is ours"));
         drop(AdminListener::bind(&admin).await.expect("nobody answers there"));
         assert!(!admin.socket.exists(), "it is removed in the end");
+        remove(&admin);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_took_the_place_of_the_socket_stays() {
+        let admin = admin("late");
+        let listener = AdminListener::bind(&admin).await.expect("nothing is there");
+        fs::remove_file(&admin.socket).expect("it is there");
+        fs::write(&admin.socket, "of somebody else").expect("the directory is ours");
+        drop(listener);
+        assert_eq!(fs::read_to_string(&admin.socket).expect("it is there"), "of somebody else");
         remove(&admin);
     }
 

@@ -1,6 +1,6 @@
 //! Every rule has its message, with place and fix; what is right is read as it is meant.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -326,6 +326,12 @@ fn what_is_told_stays_short_and_printable() {
     assert!(hostile.chars().all(|c| c == '\n' || !c.is_control()), "{hostile:?}");
     let elsewhere = of(&format!("mode = \"nat\"{}; x\n", " ".repeat(500)));
     assert!(elsewhere.lines().all(|line| line.chars().count() < 200), "{elsewhere}");
+}
+
+#[test]
+fn a_device_without_an_end_is_no_configuration() {
+    let told = Config::load(Path::new("/dev/zero")).expect_err("it has no end").to_string();
+    assert!(told.contains("more than 16MiB") && told.contains("name the configuration"), "{told}");
 }
 
 #[test]

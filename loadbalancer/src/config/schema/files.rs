@@ -37,13 +37,10 @@ impl Files<'_> {
         if !fs::metadata(&path).map_err(failed)?.is_file() {
             return Err((format!("{} is no plain file", path.display()), "name one".to_owned()));
         }
-        let mut bytes = Vec::new();
-        File::open(&path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
-        if bytes.len() as u64 > most {
+        read_at_most(&path, most).map_err(failed)?.ok_or_else(|| {
             let message = format!("{} has more than {}", path.display(), size(most));
-            return Err((message, "make it smaller".to_owned()));
-        }
-        Ok(bytes)
+            (message, "make it smaller".to_owned())
+        })
     }
 }
 
@@ -52,10 +49,14 @@ impl Files<'_> {
 /// # Errors
 /// If it cannot be read, is no text, or is too long.
 pub(in crate::config) fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let length = File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    if length as u64 > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}", size(MOST_BYTES))));
-    }
-    Ok(text)
+    let bytes = read_at_most(path, MOST_BYTES)?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}", size(MOST_BYTES))))?;
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+}
+
+/// None: it has more bytes.
+fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
